@@ -1,0 +1,198 @@
+//! Measure speed: `cargo run --release --example bench -- --pp 512 --tg 128 --repeat 5`.
+
+mod support;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use support::{Result, options};
+use trueshot::gguf::{Gguf, TensorType};
+use trueshot::{Engine, KvType, Session, WeightStorage};
+
+const ABOUT: &str = "\
+bench: tokens a second, one line a test
+
+usage: cargo run --release --example bench -- [OPTIONS]
+
+  --pp N             run a prompt of N tokens from an empty cache [512]; 0 leaves it out
+  --tg N             generate N tokens, each the most probable one [128]; 0 leaves it out
+  --repeat N         runs of each test, after one that does not count [5]
+  --json             an object a line
+";
+
+fn main() -> ExitCode {
+    support::run(bench)
+}
+
+fn bench() -> Result {
+    let (mut pp, mut tg, mut repeat, mut json) = (512, 128, 5, false);
+    let mut options = options::Options::parse(ABOUT, |name, parser| {
+        match name {
+            "pp" => pp = options::value(name, parser)?,
+            "tg" => tg = options::value(name, parser)?,
+            "repeat" => repeat = options::value(name, parser)?,
+            "json" => json = true,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    if repeat == 0 {
+        return Err("`--repeat 0`: expected at least 1".into());
+    }
+    options.context = options.context.or(Some(pp.max(tg + 1)));
+    let (model, gguf) = options.open()?;
+    let weight_type = match options.weights {
+        WeightStorage::Native => main_type(&gguf).name(),
+        WeightStorage::F16 => "f16",
+        WeightStorage::F32 => "f32",
+    };
+    let kv = if options.kv == KvType::F16 {
+        "f16"
+    } else {
+        "f32"
+    };
+    let engine = options.build(gguf)?;
+    let mut session = engine.session()?;
+
+    let tests: [(&str, usize, Run); 2] = [("pp", pp, run_prompt), ("tg", tg, run_generation)];
+    for (kind, n_tokens, run) in tests {
+        if n_tokens == 0 {
+            continue;
+        }
+        run(&mut session, n_tokens)?;
+        let times = (0..repeat)
+            .map(|_| run(&mut session, n_tokens))
+            .collect::<Result<Vec<_>>>()?;
+        let line = Line {
+            model: &model,
+            weight_type,
+            kv,
+            test: format!("{kind}{n_tokens}"),
+            engine: &engine,
+            speeds: Speeds::new(n_tokens, &times),
+        };
+        let text = if json { line.json() } else { line.text() };
+        writeln!(io::stdout(), "{text}")?;
+    }
+    Ok(())
+}
+
+/// Runs that many tokens and says how long they took.
+type Run = fn(&mut Session, usize) -> Result<Duration>;
+
+fn run_prompt(session: &mut Session, n_tokens: usize) -> Result<Duration> {
+    let vocab_size = session.engine().tokenizer().vocab_size();
+    let tokens: Vec<u32> = (0..n_tokens)
+        .map(|i| (i * 7919 % vocab_size) as u32)
+        .collect();
+    session.rewind(0)?;
+    let started = Instant::now();
+    session.eval(&tokens)?;
+    Ok(started.elapsed())
+}
+
+fn run_generation(session: &mut Session, n_tokens: usize) -> Result<Duration> {
+    let first = session.engine().tokenizer().bos().unwrap_or(0);
+    session.rewind(0)?;
+    let mut token = most_probable(session.eval(&[first])?);
+    let started = Instant::now();
+    for _ in 0..n_tokens {
+        token = most_probable(session.eval(&[token])?);
+    }
+    Ok(started.elapsed())
+}
+
+fn most_probable(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(token, _)| token as u32)
+}
+
+/// The type that most of the file's bytes have.
+fn main_type(gguf: &Gguf) -> TensorType {
+    let bytes_of = |ty| -> u64 {
+        gguf.tensors()
+            .iter()
+            .filter(|tensor| tensor.ty == ty)
+            .map(|tensor| tensor.n_bytes)
+            .sum()
+    };
+    TensorType::ALL
+        .into_iter()
+        .max_by_key(|&ty| bytes_of(ty))
+        .unwrap_or(TensorType::F32)
+}
+
+/// Tokens a second of several runs.
+struct Speeds {
+    median: f64,
+    min: f64,
+    max: f64,
+    n_runs: usize,
+}
+
+impl Speeds {
+    fn new(n_tokens: usize, times: &[Duration]) -> Speeds {
+        let mut speeds: Vec<f64> = times
+            .iter()
+            .map(|time| n_tokens as f64 / time.as_secs_f64())
+            .collect();
+        speeds.sort_by(f64::total_cmp);
+        let n_runs = speeds.len();
+        Speeds {
+            median: (speeds[(n_runs - 1) / 2] + speeds[n_runs / 2]) / 2.0,
+            min: speeds[0],
+            max: speeds[n_runs - 1],
+            n_runs,
+        }
+    }
+}
+
+struct Line<'a> {
+    model: &'a str,
+    weight_type: &'a str,
+    kv: &'a str,
+    test: String,
+    engine: &'a Engine,
+    speeds: Speeds,
+}
+
+impl Line<'_> {
+    fn text(&self) -> String {
+        let device = self.engine.device_info();
+        let threads = match device.n_threads {
+            0 => String::new(),
+            n => format!("  {n} threads"),
+        };
+        let speeds = &self.speeds;
+        format!(
+            "{}  {}  {}  {} ({}){threads}  {:.1} tokens/s ({:.1}..{:.1})",
+            self.model,
+            self.weight_type,
+            self.test,
+            device.name,
+            device.backend,
+            speeds.median,
+            speeds.min,
+            speeds.max,
+        )
+    }
+
+    fn json(&self) -> String {
+        let device = self.engine.device_info();
+        serde_json::json!({
+            "model": self.model,
+            "weight_type": self.weight_type,
+            "kv": self.kv,
+            "test": self.test,
+            "device": device.name,
+            "backend": device.backend,
+            "driver": device.driver,
+            "threads": device.n_threads,
+            "tokens_per_second": self.speeds.median,
+            "tokens_per_second_min": self.speeds.min,
+            "tokens_per_second_max": self.speeds.max,
+            "repeat": self.speeds.n_runs,
+        })
+        .to_string()
+    }
+}

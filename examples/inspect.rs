@@ -1,0 +1,201 @@
+//! Look into a model file: `cargo run --release --example inspect -- --model model.gguf`.
+
+mod support;
+
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+use support::{Result, options::Options};
+use trueshot::gguf::{Gguf, Value};
+use trueshot::model::DecoderSpec;
+use trueshot::plan::{BufferId, Extent, Op, Plan};
+use trueshot::{Device, Engine};
+
+const ABOUT: &str = "\
+inspect: what is in a model file and what the engine makes of it
+
+usage: cargo run --release --example inspect -- [OPTIONS]
+
+Prints metadata, tensors, the spec, the plan and the memory that it takes. Nothing is loaded on a
+device; --weights, --kv and --context change the memory.
+";
+
+fn main() -> ExitCode {
+    support::run(inspect)
+}
+
+fn inspect() -> Result {
+    let mut options = Options::parse(ABOUT, |_, _| Ok(false))?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let (_, gguf) = options.open()?;
+    print_file(&mut out, &gguf)?;
+    // What follows may refuse the model; the file's own contents are shown all the same.
+    out.flush()?;
+
+    // The reference reads weights from the file as it needs them, so building it loads nothing.
+    options.device = Device::Reference;
+    let engine = options.build(gguf)?;
+    print_spec(&mut out, engine.spec())?;
+    print_plan(&mut out, engine.plan())?;
+    print_memory(&mut out, &engine)?;
+    out.flush()?;
+    Ok(())
+}
+
+fn print_file(out: &mut impl Write, gguf: &Gguf) -> io::Result<()> {
+    let [version, bytes] = [gguf.version().into(), gguf.file_bytes()];
+    writeln!(
+        out,
+        "GGUF version {version}, {bytes} bytes, tensors aligned to {}",
+        gguf.alignment()
+    )?;
+
+    writeln!(out, "\nmetadata: {} keys", gguf.metadata().len())?;
+    for (key, value) in gguf.metadata().iter() {
+        writeln!(out, "  {key} = {}", brief(value))?;
+    }
+
+    writeln!(out, "\ntensors: {}", gguf.tensors().len())?;
+    for tensor in gguf.tensors() {
+        let shape = format!("{:?}", tensor.shape);
+        writeln!(
+            out,
+            "  {:<28} {:<4} {shape:<14} {} bytes at {}",
+            tensor.name,
+            tensor.ty.name(),
+            tensor.n_bytes,
+            tensor.offset,
+        )?;
+    }
+    Ok(())
+}
+
+/// A value on one line of bearable length.
+fn brief(value: &Value) -> String {
+    const MOST_CHARS: usize = 100;
+    let text = match value {
+        Value::Array(array) => format!("{} {}: {value}", array.len(), array.kind()),
+        Value::String(text) => format!("{text:?}"),
+        scalar => scalar.to_string(),
+    };
+    match text.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{} ..", &text[..end]),
+        None => text,
+    }
+}
+
+fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
+    writeln!(out, "\nspec")?;
+    writeln!(
+        out,
+        "  architecture: {}, name: {}",
+        spec.architecture, spec.name
+    )?;
+    writeln!(
+        out,
+        "  vocab_size: {}, hidden_size: {}",
+        spec.vocab_size, spec.hidden_size
+    )?;
+    writeln!(
+        out,
+        "  context_length: {}, n_layer: {}",
+        spec.context_length,
+        spec.n_layer()
+    )?;
+    writeln!(
+        out,
+        "  rms_norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
+        spec.rms_norm_eps, spec.embedding_scale, spec.activation,
+    )?;
+    let mut first = 0;
+    for same in spec.layers.chunk_by(|a, b| a == b) {
+        let (layer, last) = (&same[0], first + same.len() - 1);
+        let range = if last == first {
+            first.to_string()
+        } else {
+            format!("{first} to {last}")
+        };
+        writeln!(
+            out,
+            "  layer {range}: n_head {}, n_head_kv {}, head_dim {}, intermediate_size {}, \
+             attention_scale {}, window {}",
+            layer.n_head,
+            layer.n_head_kv,
+            layer.head_dim,
+            layer.intermediate_size,
+            layer.attention_scale,
+            layer
+                .window
+                .map_or("none".to_owned(), |tokens| format!("{tokens} tokens")),
+        )?;
+        writeln!(
+            out,
+            "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
+            layer.rope.theta, layer.rope.n_dims, layer.rope.pairing, layer.rope.scaling,
+        )?;
+        first = last + 1;
+    }
+    Ok(())
+}
+
+fn print_plan(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    writeln!(
+        out,
+        "\nplan: {} steps on {} buffers",
+        plan.steps.len(),
+        plan.buffers.len()
+    )?;
+    for step in &plan.steps {
+        let show = |id: BufferId| {
+            let buffer = plan.buffer(id);
+            format!("{}[{}]", buffer.name, buffer.width)
+        };
+        let sources: Vec<String> = step.op.sources().into_iter().map(show).collect();
+        let target = step.op.dst().map_or("cache".to_owned(), show);
+        writeln!(
+            out,
+            "  {:<22} {:<16} {} -> {target}",
+            step.name,
+            op_name(&step.op),
+            sources.join(", "),
+        )?;
+    }
+    Ok(())
+}
+
+fn op_name(op: &Op) -> &'static str {
+    match op {
+        Op::Embed { .. } => "embed",
+        Op::RmsNorm { .. } => "rms_norm",
+        Op::MatMul { .. } => "matmul",
+        Op::Rope { .. } => "rope",
+        Op::StoreKv { .. } => "store_kv",
+        Op::Attention { .. } => "attention",
+        Op::GatedActivation { .. } => "gated_activation",
+        Op::Add { .. } => "add",
+        Op::SelectOutputs { .. } => "select_outputs",
+    }
+}
+
+fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (plan, kv) = (engine.plan(), engine.kv_layout());
+    let row_bytes = |extent: Extent| -> usize {
+        let buffers = plan.buffers.iter().filter(|buffer| buffer.extent == extent);
+        buffers.map(|buffer| buffer.width * size_of::<f32>()).sum()
+    };
+    writeln!(out, "\nmemory")?;
+    writeln!(out, "  weights: {:.1} MiB", mib(engine.weight_bytes()))?;
+    writeln!(
+        out,
+        "  cache: {:.1} MiB a session ({} tokens of {} bytes)",
+        mib(kv.total_bytes()),
+        kv.capacity,
+        kv.bytes_per_position(),
+    )?;
+    writeln!(
+        out,
+        "  activations: {} bytes for each token of a batch, {} for each row of logits",
+        row_bytes(Extent::Tokens),
+        row_bytes(Extent::Outputs),
+    )
+}

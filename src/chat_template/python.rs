@@ -1,0 +1,197 @@
+//! What Hugging Face `transformers` adds to Jinja2 for chat templates.
+
+use fancy_regex::Regex;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, ErrorKind, Value};
+
+/// The template without `{% generation %}` and `{% endgeneration %}`, which mark what the model has
+/// written for those who train it: blocks that are always entered stand in their place.
+pub(super) fn unmark_generation(source: &str) -> crate::Result<String> {
+    let failed = |error: fancy_regex::Error| crate::Error::ChatTemplate {
+        message: error.to_string(),
+    };
+    let mut unmarked = source.to_owned();
+    for (tag, by) in [("generation", "if true"), ("endgeneration", "endif")] {
+        let regex = Regex::new(&format!(r"(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})")).map_err(failed)?;
+        let by = format!("${{1}}{by}${{2}}");
+        unmarked = regex
+            .try_replacen(&unmarked, 0, by)
+            .map_err(failed)?
+            .into_owned();
+    }
+    Ok(unmarked)
+}
+
+/// `raise_exception(message)`: the template refuses the conversation.
+pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The filter `tojson`, which is Python's `json.dumps` and not Jinja's own: nothing is escaped for
+/// HTML, and characters beyond ASCII stay as they are unless `ensure_ascii` is given.
+pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let (item_separator, key_separator) = match separators.as_deref() {
+        Some([item, key]) => (item.as_str(), key.as_str()),
+        Some(_) => {
+            let message = "tojson: `separators` must be two strings";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        None if indent.is_some() => (",", ": "),
+        None => (", ", ": "),
+    };
+    let mut json = Json {
+        text: String::new(),
+        indent,
+        item_separator,
+        key_separator,
+        ensure_ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    json.value(value, 0)?;
+    Ok(json.text)
+}
+
+struct Json<'a> {
+    text: String,
+    indent: Option<usize>,
+    item_separator: &'a str,
+    key_separator: &'a str,
+    ensure_ascii: bool,
+    sort_keys: bool,
+}
+
+impl Json<'_> {
+    /// Nesting beyond this is refused, so that no template exhausts the stack.
+    const MAX_DEPTH: usize = 100;
+
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > Json::MAX_DEPTH {
+            let message = "tojson: nested more than 100 levels deep";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        match value.kind() {
+            ValueKind::Undefined | ValueKind::None => self.text.push_str("null"),
+            ValueKind::Bool => self
+                .text
+                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.text.push_str(&value.to_string()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.list('[', ']', depth, &items, |json, item| {
+                    json.value(item, depth + 1)
+                })?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                self.list('{', '}', depth, &keys, |json, key| {
+                    json.string(&key.to_string());
+                    json.text.push_str(json.key_separator);
+                    json.value(&value.get_item(key)?, depth + 1)
+                })?;
+            }
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            kind => {
+                let message = format!("tojson: {kind} is not JSON");
+                return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn list(
+        &mut self,
+        open: char,
+        close: char,
+        depth: usize,
+        items: &[Value],
+        mut write: impl FnMut(&mut Self, &Value) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.text.push(open);
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                self.text.push_str(self.item_separator);
+            }
+            self.new_line(depth + 1);
+            write(self, item)?;
+        }
+        if !items.is_empty() {
+            self.new_line(depth);
+        }
+        self.text.push(close);
+        Ok(())
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.text.push('\n');
+            self.text.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    }
+
+    fn string(&mut self, string: &str) {
+        self.text.push('"');
+        for c in string.chars() {
+            match c {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\r' => self.text.push_str("\\r"),
+                '\t' => self.text.push_str("\\t"),
+                '\u{8}' => self.text.push_str("\\b"),
+                '\u{C}' => self.text.push_str("\\f"),
+                _ if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        self.text.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                _ => self.text.push(c),
+            }
+        }
+        self.text.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(expression: &str) -> String {
+        let mut environment = minijinja::Environment::new();
+        environment.add_filter("tojson", tojson);
+        environment
+            .render_str(&format!("{{{{ {expression} }}}}"), ())
+            .unwrap()
+    }
+
+    /// Expected values from Python 3: `json.dumps(value, ensure_ascii=False, ..)`.
+    #[test]
+    fn tojson_writes_what_python_writes() {
+        let value = r#"{"b": [1, 2.5, true, none], "a": {"é<&>'🦀": "x\n\"\\"}, "c": [], "d": {}}"#;
+        assert_eq!(
+            json(&format!("{value}|tojson")),
+            r#"{"b": [1, 2.5, true, null], "a": {"é<&>'🦀": "x\n\"\\"}, "c": [], "d": {}}"#
+        );
+        assert_eq!(
+            json(&format!(
+                "{value}|tojson(sort_keys=true, ensure_ascii=true)"
+            )),
+            r#"{"a": {"\u00e9<&>'\ud83e\udd80": "x\n\"\\"}, "b": [1, 2.5, true, null], "c": [], "d": {}}"#
+        );
+        assert_eq!(
+            json("[1, {'a': []}]|tojson(indent=2)"),
+            "[\n  1,\n  {\n    \"a\": []\n  }\n]"
+        );
+        assert_eq!(
+            json("[1, {'a': 2}]|tojson(separators=(',', ':'))"),
+            r#"[1,{"a":2}]"#
+        );
+    }
+}

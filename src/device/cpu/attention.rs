@@ -1,0 +1,80 @@
+//! Causal attention over the cache.
+
+use super::cache::{Cells, LayerCache};
+use super::simd::Simd;
+use crate::kv_cache::first_visible;
+use rayon::prelude::*;
+
+/// Keys whose scores are computed together.
+const BLOCK_KEYS: usize = 128;
+
+/// What attends to what.
+pub(super) struct Attention {
+    pub(super) n_head: usize,
+    pub(super) scale: f32,
+    pub(super) window: Option<usize>,
+    /// Of the first row.
+    pub(super) position: usize,
+}
+
+/// Softmax-weighted values for queries `q` `[n_rows, n_head, head_dim]`.
+pub(super) fn attention(
+    simd: Simd,
+    attention: &Attention,
+    cache: &LayerCache,
+    q: &[f32],
+    dst: &mut [f32],
+) {
+    let head_dim = cache.shape.head_dim;
+    dst.par_chunks_exact_mut(head_dim).enumerate().for_each(|(index, dst)| {
+        let q = &q[index * head_dim..][..head_dim];
+        one_head(simd, attention, cache, index, q, dst);
+    });
+}
+
+/// One head of one row. The softmax runs over blocks of keys: where a block has a new highest score,
+/// what was summed up so far is scaled down to it (arXiv:1805.02867, section 3).
+fn one_head(
+    simd: Simd,
+    attention: &Attention,
+    cache: &LayerCache,
+    index: usize,
+    q: &[f32],
+    dst: &mut [f32],
+) {
+    let (row, head) = (index / attention.n_head, index % attention.n_head);
+    let head_kv = head / (attention.n_head / cache.shape.n_head_kv);
+    let last = attention.position + row;
+    let first = first_visible(last, attention.window);
+    let (width, head_dim) = (cache.shape.width(), cache.shape.head_dim);
+
+    let (mut highest, mut total) = (f32::NEG_INFINITY, 0.0);
+    let mut weights = [0.0; BLOCK_KEYS];
+    dst.fill(0.0);
+    for block in (first..=last).step_by(BLOCK_KEYS) {
+        let weights = &mut weights[..BLOCK_KEYS.min(last + 1 - block)];
+        let start = block * width + head_kv * head_dim;
+        let cells = start..start + (weights.len() - 1) * width + head_dim;
+        let (ty, stride) = (cache.keys.ty(), width * cell_bytes(&cache.keys));
+        simd.matvec(ty, cache.keys.bytes(cells.clone()), stride, q, weights);
+
+        let block_highest =
+            weights.iter().fold(f32::NEG_INFINITY, |most, &x| most.max(attention.scale * x));
+        if block_highest > highest {
+            let shrink = (highest - block_highest).exp();
+            total *= shrink;
+            dst.iter_mut().for_each(|sum| *sum *= shrink);
+            highest = block_highest;
+        }
+        for weight in weights.iter_mut() {
+            *weight = (attention.scale * *weight - highest).exp();
+            total += *weight;
+        }
+        simd.weighted_sum(ty, cache.values.bytes(cells), stride, weights, dst);
+    }
+    dst.iter_mut().for_each(|sum| *sum /= total);
+}
+
+fn cell_bytes(cells: &Cells) -> usize {
+    cells.ty().block_bytes()
+}

@@ -1,0 +1,66 @@
+//! Keys and values of a session in the type of its cache.
+
+use crate::gguf::WeightType;
+use crate::kv_cache::{KvLayer, KvType};
+use half::f16;
+use std::ops::Range;
+
+/// The keys, or the values, of one layer: `[capacity, n_head_kv, head_dim]`.
+pub(super) enum Cells {
+    F32(Vec<f32>),
+    /// The bits of 16-bit floats.
+    F16(Vec<u16>),
+}
+
+impl Cells {
+    fn new(ty: KvType, n: usize) -> Cells {
+        match ty {
+            KvType::F32 => Cells::F32(vec![0.0; n]),
+            KvType::F16 => Cells::F16(vec![0; n]),
+        }
+    }
+
+    /// Writes `values` from element `at` on, rounded as [`KvType::round`] does.
+    pub(super) fn store(&mut self, at: usize, values: &[f32]) {
+        match self {
+            Cells::F32(cells) => cells[at..at + values.len()].copy_from_slice(values),
+            Cells::F16(cells) => {
+                let most = f16::MAX.to_f32();
+                for (cell, value) in cells[at..].iter_mut().zip(values) {
+                    *cell = f16::from_f32(value.clamp(-most, most)).to_bits();
+                }
+            }
+        }
+    }
+
+    /// The type under which the SIMD kernels know the cells.
+    pub(super) fn ty(&self) -> WeightType {
+        match self {
+            Cells::F32(_) => WeightType::F32,
+            Cells::F16(_) => WeightType::F16,
+        }
+    }
+
+    /// The bytes of some elements.
+    pub(super) fn bytes(&self, elements: Range<usize>) -> &[u8] {
+        match self {
+            Cells::F32(cells) => bytemuck::cast_slice(&cells[elements]),
+            Cells::F16(cells) => bytemuck::cast_slice(&cells[elements]),
+        }
+    }
+}
+
+/// The cache of one layer.
+pub(super) struct LayerCache {
+    pub(super) keys: Cells,
+    pub(super) values: Cells,
+    pub(super) shape: KvLayer,
+}
+
+impl LayerCache {
+    /// A zeroed cache.
+    pub(super) fn new(ty: KvType, shape: KvLayer, capacity: usize) -> LayerCache {
+        let n = capacity * shape.width();
+        LayerCache { keys: Cells::new(ty, n), values: Cells::new(ty, n), shape }
+    }
+}

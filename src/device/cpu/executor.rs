@@ -1,0 +1,163 @@
+//! Runs the steps of a plan on the CPU.
+
+use super::Shared;
+use super::attention::{Attention, attention};
+use super::cache::LayerCache;
+use super::{elementwise, matmul};
+use crate::device::{Executor, Observation, Observer};
+use crate::error::Result;
+use crate::kv_cache::KvLayout;
+use crate::plan::{Batch, BufferId, Op, Plan};
+use std::mem;
+use std::sync::Arc;
+
+/// One session on the CPU. Everything but the observed values is allocated when it is made.
+pub(super) struct CpuExecutor {
+    shared: Arc<Shared>,
+    plan: Arc<Plan>,
+    /// With room for the most rows of each buffer.
+    buffers: Vec<Vec<f32>>,
+    /// For each rope table the angles of the batch, `[max_rows, n_dims]`.
+    angles: Vec<Vec<f32>>,
+    caches: Vec<LayerCache>,
+}
+
+impl CpuExecutor {
+    pub(super) fn new(shared: Arc<Shared>, plan: Arc<Plan>, kv: &KvLayout) -> CpuExecutor {
+        let buffers = (0..plan.buffers.len())
+            .map(|id| vec![0.0; plan.max_rows_of(BufferId(id)) * plan.buffers[id].width])
+            .collect();
+        let angles = plan.rope_tables.iter();
+        let angles = angles.map(|table| vec![0.0; plan.max_rows * table.n_dims()]).collect();
+        let caches = kv.layers.iter();
+        let caches = caches.map(|&shape| LayerCache::new(kv.ty, shape, kv.capacity)).collect();
+        CpuExecutor { shared, plan, buffers, angles, caches }
+    }
+
+    /// The values of a buffer, `[n_rows, width]`.
+    fn buffer(&self, id: BufferId, batch: &Batch<'_>) -> &[f32] {
+        &self.buffers[id.0][..self.plan.rows_of(id, batch) * self.plan.buffer(id).width]
+    }
+
+    fn prepare(&mut self, batch: &Batch<'_>) {
+        for (table, angles) in self.plan.rope_tables.iter().zip(&mut self.angles) {
+            let angles = &mut angles[..batch.n_rows() * table.n_dims()];
+            elementwise::rope_angles(table, batch.position, angles);
+        }
+    }
+
+    fn step(&mut self, op: &Op, batch: &Batch<'_>) {
+        if let Op::StoreKv { k, v, layer } = *op {
+            let at = batch.position * self.caches[layer].shape.width();
+            let n = self.buffer(k, batch).len();
+            let cache = &mut self.caches[layer];
+            cache.keys.store(at, &self.buffers[k.0][..n]);
+            cache.values.store(at, &self.buffers[v.0][..n]);
+        }
+        let Some(dst) = op.dst() else { return };
+        let n_rows = self.plan.rows_of(dst, batch);
+        if n_rows == 0 {
+            return;
+        }
+        let width = self.plan.buffer(dst).width;
+        let mut out = mem::take(&mut self.buffers[dst.0]);
+        self.compute(op, batch, width, &mut out[..n_rows * width]);
+        self.buffers[dst.0] = out;
+    }
+
+    /// Computes the rows `out` of width `width`.
+    fn compute(&self, op: &Op, batch: &Batch<'_>, width: usize, out: &mut [f32]) {
+        let Shared { weights, simd, .. } = &*self.shared;
+        let simd = *simd;
+        let buffer = |id: BufferId| self.buffer(id, batch);
+        match *op {
+            Op::Embed { weight, scale, .. } => elementwise::for_rows(out, width, |row, out| {
+                let token = batch.tokens[row] as usize;
+                let ty = weights.get(weight).ty;
+                simd.decode(ty, &weights.rows(weight, token..token + 1), out);
+                out.iter_mut().for_each(|value| *value *= scale);
+            }),
+            Op::RmsNorm { src, weight, eps, .. } => {
+                elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
+            }
+            Op::MatMul { src, weight, bias, .. } => {
+                let bias = bias.map(|bias| weights.vector(bias));
+                matmul::matmul(simd, weights, weight, bias, buffer(src), out);
+            }
+            Op::Rope { src, table, head_dim, .. } => {
+                let angles = &self.angles[table.0];
+                let table = &self.plan.rope_tables[table.0];
+                let (pairing, n_dims) = (table.pairing, table.n_dims());
+                elementwise::rope(pairing, angles, n_dims, width, head_dim, buffer(src), out);
+            }
+            Op::StoreKv { .. } => {}
+            Op::Attention { q, layer, n_head, scale, window, .. } => {
+                let shape = Attention { n_head, scale, window, position: batch.position };
+                attention(simd, &shape, &self.caches[layer], buffer(q), out);
+            }
+            Op::GatedActivation { gate, up, activation, .. } => {
+                elementwise::gated_activation(activation, width, buffer(gate), buffer(up), out);
+            }
+            Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
+            Op::SelectOutputs { src, .. } => {
+                let src = buffer(src);
+                out.copy_from_slice(&src[src.len() - out.len()..]);
+            }
+        }
+    }
+
+    /// Shows an observer what a step has written.
+    fn observe(&self, index: usize, batch: &Batch<'_>, observer: &mut Observer<'_>) -> Result<()> {
+        let step = &self.plan.steps[index];
+        let stored;
+        let (values, width) = match (&step.op, step.op.dst()) {
+            (Op::StoreKv { layer, .. }, _) => {
+                stored = self.cached_rows(*layer, batch);
+                (stored.as_slice(), self.caches[*layer].shape.width())
+            }
+            (_, Some(dst)) => (self.buffer(dst, batch), self.plan.buffer(dst).width),
+            (_, None) => return Ok(()),
+        };
+        observer(&Observation { index, step, values, width })
+    }
+
+    /// The cache rows of a batch: keys, then values.
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
+        let cache = &self.caches[layer];
+        let width = cache.shape.width();
+        let cells = batch.position * width..(batch.position + batch.n_rows()) * width;
+        let mut rows = vec![0.0; 2 * cells.len()];
+        let (keys, values) = rows.split_at_mut(cells.len());
+        let simd = self.shared.simd;
+        simd.decode(cache.keys.ty(), cache.keys.bytes(cells.clone()), keys);
+        simd.decode(cache.values.ty(), cache.values.bytes(cells), values);
+        rows
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        logits: &mut Vec<f32>,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<()> {
+        let (shared, plan) = (self.shared.clone(), self.plan.clone());
+        match observer {
+            None => shared.pool.install(|| {
+                self.prepare(batch);
+                plan.steps.iter().for_each(|step| self.step(&step.op, batch));
+            }),
+            Some(observer) => {
+                shared.pool.install(|| self.prepare(batch));
+                for (index, step) in plan.steps.iter().enumerate() {
+                    shared.pool.install(|| self.step(&step.op, batch));
+                    self.observe(index, batch, observer)?;
+                }
+            }
+        }
+        logits.clear();
+        logits.extend_from_slice(self.buffer(plan.logits, batch));
+        Ok(())
+    }
+}

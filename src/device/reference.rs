@@ -1,0 +1,204 @@
+//! The reference executor: every op by its twin, one after the other. The truth, and slow.
+
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
+use crate::error::Result;
+use crate::kernels;
+use crate::kv_cache::{KvLayout, KvType};
+use crate::model::Weights;
+use crate::plan::{Batch, BufferId, Op, Plan};
+use std::mem;
+use std::sync::Arc;
+
+/// A model's weights for [`ReferenceExecutor`]: rows are decoded from the file when they are used.
+pub(crate) struct ReferenceBackend {
+    weights: Weights,
+    info: DeviceInfo,
+}
+
+impl ReferenceBackend {
+    pub(crate) fn new(weights: Weights) -> Self {
+        let info = DeviceInfo {
+            name: "reference".to_owned(),
+            kind: DeviceKind::Cpu,
+            backend: "reference".to_owned(),
+            driver: String::new(),
+            n_threads: rayon::current_num_threads(),
+        };
+        ReferenceBackend { weights, info }
+    }
+}
+
+impl Backend for ReferenceBackend {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn preferred_rows(&self) -> usize {
+        256
+    }
+
+    fn cache_budget_bytes(&self) -> Option<u64> {
+        super::cpu::available_memory_bytes()
+    }
+
+    fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
+        Ok(Box::new(ReferenceExecutor::new(self.weights.clone(), plan.clone(), kv)))
+    }
+}
+
+/// Keys and values of one layer, `[capacity, n_head_kv * head_dim]`, rounded to the cache's type.
+struct LayerCache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// Runs a plan by the twins of its kernels. `verify` also steps it by hand, on another device's inputs.
+pub(crate) struct ReferenceExecutor {
+    weights: Weights,
+    plan: Arc<Plan>,
+    buffers: Vec<Vec<f32>>,
+    caches: Vec<LayerCache>,
+    kv: KvLayout,
+}
+
+impl ReferenceExecutor {
+    pub(crate) fn new(weights: Weights, plan: Arc<Plan>, kv: &KvLayout) -> Self {
+        let cache = |layer: usize| {
+            let n = kv.capacity * kv.layers[layer].width();
+            LayerCache { keys: vec![0.0; n], values: vec![0.0; n] }
+        };
+        ReferenceExecutor {
+            buffers: vec![Vec::new(); plan.buffers.len()],
+            caches: (0..kv.layers.len()).map(cache).collect(),
+            kv: kv.clone(),
+            weights,
+            plan,
+        }
+    }
+
+    /// The values of a buffer after its step, `[n_rows, width]`.
+    pub(crate) fn buffer(&self, id: BufferId) -> &[f32] {
+        &self.buffers[id.0]
+    }
+
+    /// Replaces the values of a buffer.
+    pub(crate) fn set_buffer(&mut self, id: BufferId, values: &[f32]) {
+        self.buffers[id.0].clear();
+        self.buffers[id.0].extend_from_slice(values);
+    }
+
+    /// The cache rows of a batch: keys, then values.
+    pub(crate) fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
+        let width = self.kv.layers[layer].width();
+        let rows = batch.position * width..(batch.position + batch.n_rows()) * width;
+        let cache = &self.caches[layer];
+        [&cache.keys[rows.clone()], &cache.values[rows]].concat()
+    }
+
+    /// Replaces the cache rows of a batch by `rows`, keys and then values.
+    pub(crate) fn set_cached_rows(&mut self, layer: usize, batch: &Batch<'_>, rows: &[f32]) {
+        let width = self.kv.layers[layer].width();
+        let at = batch.position * width;
+        let (keys, values) = rows.split_at(rows.len() / 2);
+        self.caches[layer].keys[at..at + keys.len()].copy_from_slice(keys);
+        self.caches[layer].values[at..at + values.len()].copy_from_slice(values);
+    }
+
+    /// Runs one step on the buffers as they are.
+    pub(crate) fn step(&mut self, index: usize, batch: &Batch<'_>) {
+        let plan = self.plan.clone();
+        let op = &plan.steps[index].op;
+        if let Op::StoreKv { k, v, layer } = *op {
+            self.store_kv(k, v, layer, batch);
+            return;
+        }
+        let Some(dst) = op.dst() else { return };
+        let mut out = mem::take(&mut self.buffers[dst.0]);
+        out.clear();
+        out.resize(plan.rows_of(dst, batch) * plan.buffer(dst).width, 0.0);
+        self.compute(op, batch, &mut out);
+        self.buffers[dst.0] = out;
+    }
+
+    fn store_kv(&mut self, k: BufferId, v: BufferId, layer: usize, batch: &Batch<'_>) {
+        let at = batch.position * self.kv.layers[layer].width();
+        let cache = &mut self.caches[layer];
+        let ty: KvType = self.kv.ty;
+        kernels::store_kv::twin(ty, &self.buffers[k.0], &mut cache.keys[at..]);
+        kernels::store_kv::twin(ty, &self.buffers[v.0], &mut cache.values[at..]);
+    }
+
+    fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
+        let buffer = |id: BufferId| self.buffers[id.0].as_slice();
+        match *op {
+            Op::Embed { weight, scale, .. } => {
+                let row = |token: usize, row: &mut [f32]| {
+                    self.weights.decode_rows(weight, token..token + 1, row);
+                };
+                kernels::embed::twin(&row, batch.tokens, scale, out);
+            }
+            Op::RmsNorm { src, weight, eps, .. } => {
+                kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
+            }
+            Op::MatMul { src, weight, bias, .. } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let row = |index: usize, row: &mut [f32]| {
+                    self.weights.decode_rows(weight, index..index + 1, row);
+                };
+                let n_cols = self.weights.get(weight).n_cols;
+                kernels::matmul::twin(&row, n_cols, buffer(src), bias.as_deref(), out);
+            }
+            Op::Rope { src, table, head_dim, dst } => {
+                let table = &self.plan.rope_tables[table.0];
+                let width = self.plan.buffer(dst).width;
+                kernels::rope::twin(table, batch.position, width, head_dim, buffer(src), out);
+            }
+            Op::StoreKv { .. } => unreachable!("stores are handled by `store_kv`"),
+            Op::Attention { q, layer, n_head, scale, window, .. } => {
+                let shape = kernels::attention::Shape {
+                    n_head,
+                    n_head_kv: self.kv.layers[layer].n_head_kv,
+                    head_dim: self.kv.layers[layer].head_dim,
+                    position: batch.position,
+                    window,
+                    scale,
+                };
+                let cache = &self.caches[layer];
+                kernels::attention::twin(&shape, buffer(q), &cache.keys, &cache.values, out);
+            }
+            Op::GatedActivation { gate, up, activation, .. } => {
+                kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
+            }
+            Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
+            Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
+        }
+    }
+}
+
+impl Executor for ReferenceExecutor {
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        logits: &mut Vec<f32>,
+        mut observer: Option<&mut Observer<'_>>,
+    ) -> Result<()> {
+        let plan = self.plan.clone();
+        for (index, step) in plan.steps.iter().enumerate() {
+            self.step(index, batch);
+            let Some(observer) = observer.as_deref_mut() else { continue };
+            let stored;
+            let (values, width) = match (&step.op, step.op.dst()) {
+                (Op::StoreKv { layer, .. }, _) => {
+                    stored = self.cached_rows(*layer, batch);
+                    (stored.as_slice(), self.kv.layers[*layer].width())
+                }
+                (_, Some(dst)) => (self.buffer(dst), plan.buffer(dst).width),
+                (_, None) => continue,
+            };
+            observer(&Observation { index, step, values, width })?;
+        }
+        logits.clear();
+        logits.extend_from_slice(self.buffer(plan.logits));
+        Ok(())
+    }
+}

@@ -1,0 +1,438 @@
+//! One opened GPU: which adapter, its device and queue, and every failure turned into an [`Error`].
+
+use super::pipelines::PipelineCache;
+use crate::device::{Device, DeviceInfo, DeviceKind, GpuChoice};
+use crate::error::{Error, Result};
+use std::fmt;
+use std::sync::{Arc, OnceLock, mpsc};
+
+/// Optional features that may be used on GPUs that have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuFeatures {
+    /// Sums across the lanes of a subgroup.
+    pub subgroups: bool,
+}
+
+impl Default for GpuFeatures {
+    fn default() -> Self {
+        GpuFeatures { subgroups: true }
+    }
+}
+
+/// An opened GPU.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) info: DeviceInfo,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: wgpu::Limits,
+    /// What was asked for and is there.
+    pub(crate) features: wgpu::Features,
+    pub(super) pipelines: PipelineCache,
+    /// The first failure that no call could be blamed for.
+    failure: Arc<OnceLock<String>>,
+}
+
+/// The adapters of this machine.
+pub(crate) fn adapters() -> Vec<DeviceInfo> {
+    enumerate().into_iter().map(|(info, _)| info).collect()
+}
+
+/// The place in [`adapters`] of the best one that is not software.
+pub(crate) fn first_real_gpu() -> Option<usize> {
+    let infos = adapters();
+    choose(&infos, &GpuChoice::Best).filter(|&index| infos[index].kind != DeviceKind::SoftwareGpu)
+}
+
+fn enumerate() -> Vec<(DeviceInfo, wgpu::Adapter)> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    descriptor.flags = if cfg!(debug_assertions) {
+        wgpu::InstanceFlags::debugging()
+    } else {
+        wgpu::InstanceFlags::empty()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    adapters
+        .into_iter()
+        .map(|adapter| (describe(&adapter), adapter))
+        .collect()
+}
+
+fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
+    let info = adapter.get_info();
+    DeviceInfo {
+        name: info.name,
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu,
+            wgpu::DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu,
+            wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => DeviceKind::VirtualGpu,
+            wgpu::DeviceType::Cpu => DeviceKind::SoftwareGpu,
+        },
+        backend: info.backend.to_str().to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        n_threads: 0,
+    }
+}
+
+/// The place in `infos` of the adapter that `choice` means.
+fn choose(infos: &[DeviceInfo], choice: &GpuChoice) -> Option<usize> {
+    let rank = |kind| match kind {
+        DeviceKind::DiscreteGpu => 0,
+        DeviceKind::IntegratedGpu => 1,
+        DeviceKind::VirtualGpu => 2,
+        DeviceKind::SoftwareGpu | DeviceKind::Cpu => 3,
+    };
+    match choice {
+        GpuChoice::Best => (0..infos.len()).min_by_key(|&index| rank(infos[index].kind)),
+        GpuChoice::Index(index) => (*index < infos.len()).then_some(*index),
+        GpuChoice::Name(name) => {
+            let name = name.to_lowercase();
+            infos
+                .iter()
+                .position(|info| info.name.to_lowercase().contains(&name))
+        }
+    }
+}
+
+fn no_device(infos: &[DeviceInfo], choice: &GpuChoice) -> Error {
+    let found: Vec<String> = (0..)
+        .zip(infos)
+        .map(|(index, info)| format!("{index}: `{}` ({})", info.name, info.backend))
+        .collect();
+    let found = if found.is_empty() {
+        "no GPU".to_owned()
+    } else {
+        found.join(", ")
+    };
+    let wanted = Device::Gpu(choice.clone());
+    Error::NoDevice {
+        message: format!("`{wanted}` was asked for, there is {found}"),
+    }
+}
+
+impl Context {
+    /// Opens the adapter that `choice` means, with those of `features` that it has.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] where there is no such adapter, [`Error::Gpu`] where it refuses to open.
+    pub(crate) fn new(choice: &GpuChoice, features: GpuFeatures) -> Result<Context> {
+        let (infos, mut adapters): (Vec<_>, Vec<_>) = enumerate().into_iter().unzip();
+        let Some(place) = choose(&infos, choice) else {
+            return Err(no_device(&infos, choice));
+        };
+        let adapter = adapters.swap_remove(place);
+        let info = infos[place].clone();
+        let mut wanted = wgpu::Features::empty();
+        wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("trueshot"),
+            required_features: wanted & adapter.features(),
+            required_limits: adapter.limits(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| {
+                Error::Gpu {
+                    device: info.name.clone(),
+                    message: error.to_string(),
+                }
+            })?;
+
+        let failure = Arc::new(OnceLock::new());
+        let first = Arc::clone(&failure);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            first.get_or_init(|| error.to_string());
+        }));
+        let first = Arc::clone(&failure);
+        device.set_device_lost_callback(move |reason, message| {
+            first.get_or_init(|| format!("the device was lost ({reason:?}): {message}"));
+        });
+        log::info!("GPU {} ({}, {})", info.name, info.backend, info.driver);
+        Ok(Context {
+            limits: device.limits(),
+            features: device.features(),
+            pipelines: PipelineCache::default(),
+            info,
+            device,
+            queue,
+            failure,
+        })
+    }
+
+    /// Whether kernels may use subgroup operations.
+    pub(crate) fn subgroups(&self) -> bool {
+        self.features.contains(wgpu::Features::SUBGROUP)
+    }
+
+    /// The most bytes that one storage binding may have.
+    pub(crate) fn max_binding_bytes(&self) -> u64 {
+        self.limits
+            .max_storage_buffer_binding_size
+            .min(self.limits.max_buffer_size)
+    }
+
+    /// An [`Error::Gpu`] on this adapter.
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        Error::Gpu {
+            device: self.info.name.clone(),
+            message: message.into(),
+        }
+    }
+
+    /// Whether the GPU is well: no failure came in since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with the first failure.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.failure.get() {
+            Some(message) => Err(self.error(message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs GPU calls that belong together and gives back the first error they raised.
+    /// `what` names them in it.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where one is refused or the device is lost.
+    pub(crate) fn scoped<T>(&self, what: &str, calls: impl FnOnce() -> T) -> Result<T> {
+        let value = self
+            .guard(calls)
+            .map_err(|error| self.error(format!("{what}: {error}")))?;
+        self.check()?;
+        Ok(value)
+    }
+
+    fn guard<T>(&self, calls: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let value = calls();
+        let validation = pollster::block_on(validation.pop());
+        let internal = pollster::block_on(internal.pop());
+        let memory = pollster::block_on(memory.pop());
+        match memory.or(internal).or(validation) {
+            Some(error) => Err(error),
+            None => Ok(value),
+        }
+    }
+
+    /// A buffer of `bytes` bytes, zeroed at its first use.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where it does not fit, [`Error::Gpu`] where it is refused.
+    pub(crate) fn create_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        let out_of_memory = || Error::OutOfMemory {
+            what: label.to_owned(),
+            bytes,
+            device: self.info.name.clone(),
+        };
+        if bytes > self.limits.max_buffer_size {
+            return Err(out_of_memory());
+        }
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage,
+            mapped_at_creation: false,
+        };
+        let buffer = self
+            .guard(|| self.device.create_buffer(&descriptor))
+            .map_err(|error| match error {
+                wgpu::Error::OutOfMemory { .. } => out_of_memory(),
+                error => self.error(format!("buffer `{label}`: {error}")),
+            })?;
+        self.check()?;
+        Ok(buffer)
+    }
+
+    /// Waits until the GPU has done all that was submitted.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where it failed meanwhile.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|error| self.error(format!("wait: {error}")))?;
+        self.check()
+    }
+
+    /// A copy of `bytes` bytes of a buffer (multiples of 4, usage `COPY_SRC`) from `offset` on,
+    /// once everything submitted is done. For inspection: it allocates and blocks.
+    ///
+    /// # Errors
+    /// As [`Context::create_buffer`] and [`Context::wait`].
+    pub(crate) fn read_buffer(
+        &self,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Vec<u8>> {
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.create_buffer("read staging", bytes, usage)?;
+        self.scoped("read of a buffer", || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
+            self.queue.submit([encoder.finish()]);
+        })?;
+        Ok(self
+            .map_staging("read of a buffer", &staging, bytes)?
+            .to_vec())
+    }
+
+    /// The first `bytes` bytes of a buffer of usage `MAP_READ`, once everything submitted is done.
+    /// The caller drops the view and unmaps the buffer. `what` names the read in an error.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where the GPU failed meanwhile or the buffer cannot be mapped.
+    pub(crate) fn map_staging(
+        &self,
+        what: &str,
+        staging: &wgpu::Buffer,
+        bytes: u64,
+    ) -> Result<wgpu::BufferView> {
+        let failed = |message: &dyn fmt::Display| self.error(format!("{what}: {message}"));
+        let (sender, receiver) = mpsc::channel();
+        self.scoped(what, || {
+            staging.map_async(wgpu::MapMode::Read, ..bytes, move |outcome| {
+                sender.send(outcome).ok();
+            });
+        })?;
+        self.wait()?;
+        // Where other threads wait too, one of theirs may run the callback, after this wait is over.
+        match receiver.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(&error)),
+            Err(_) => return Err(failed(&"the GPU did not answer")),
+        }
+        staging
+            .get_mapped_range(..bytes)
+            .map_err(|error| failed(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::wgpu::testing::gpu;
+
+    fn machine(kinds: &[(&str, DeviceKind)]) -> Vec<DeviceInfo> {
+        let info = |&(name, kind): &(&str, DeviceKind)| DeviceInfo {
+            name: name.to_owned(),
+            kind,
+            backend: "vulkan".to_owned(),
+            driver: String::new(),
+            n_threads: 0,
+        };
+        kinds.iter().map(info).collect()
+    }
+
+    const KINDS: [(&str, DeviceKind); 4] = [
+        ("llvmpipe", DeviceKind::SoftwareGpu),
+        ("Intel UHD", DeviceKind::IntegratedGpu),
+        ("NVIDIA RTX", DeviceKind::DiscreteGpu),
+        ("NVIDIA GTX", DeviceKind::DiscreteGpu),
+    ];
+
+    #[test]
+    fn the_best_adapter_is_discrete_then_integrated_then_software() {
+        let best = |kinds| choose(&machine(kinds), &GpuChoice::Best);
+        assert_eq!(best(&KINDS), Some(2));
+        assert_eq!(best(&KINDS[..2]), Some(1));
+        assert_eq!(best(&KINDS[..1]), Some(0));
+        assert_eq!(best(&[]), None);
+    }
+
+    #[test]
+    fn index_and_name_find_any_adapter() {
+        let infos = machine(&KINDS);
+        assert_eq!(choose(&infos, &GpuChoice::Index(0)), Some(0));
+        assert_eq!(choose(&infos, &GpuChoice::Index(4)), None);
+        assert_eq!(choose(&infos, &GpuChoice::Name("gtx".into())), Some(3));
+        assert_eq!(choose(&infos, &GpuChoice::Name("LLVM".into())), Some(0));
+        assert_eq!(choose(&infos, &GpuChoice::Name("radeon".into())), None);
+    }
+
+    #[test]
+    fn an_absent_adapter_is_refused_with_what_there_is() {
+        let error = no_device(&machine(&KINDS[..1]), &GpuChoice::Name("radeon".into()));
+        assert_eq!(
+            error.to_string(),
+            "no such device: `gpu:radeon` was asked for, there is 0: `llvmpipe` (vulkan)"
+        );
+        let choice = GpuChoice::Index(usize::MAX);
+        let error = Context::new(&choice, GpuFeatures::default()).unwrap_err();
+        assert!(matches!(error, Error::NoDevice { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_buffer_too_large_is_out_of_memory_with_its_name_and_size() {
+        let Some(context) = gpu() else { return };
+        let bytes = context.limits.max_buffer_size + 4;
+        let error = context
+            .create_buffer("cache", bytes, wgpu::BufferUsages::STORAGE)
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::OutOfMemory { what, bytes: b, .. } if what == "cache" && *b == bytes),
+            "{error}"
+        );
+        context.check().unwrap();
+    }
+
+    #[test]
+    fn a_refused_call_is_an_error_of_its_scope_and_leaves_the_context_well() {
+        let Some(context) = gpu() else { return };
+        let usage = wgpu::BufferUsages::STORAGE;
+        let buffer = context.create_buffer("no copies", 16, usage).unwrap();
+        let error = context.read_buffer(&buffer, 0, 16).unwrap_err();
+        assert!(
+            matches!(&error, Error::Gpu { message, .. } if message.contains("read of a buffer"))
+        );
+        context.check().unwrap();
+    }
+
+    #[test]
+    fn a_buffer_never_written_reads_zeros() {
+        let Some(context) = gpu() else { return };
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        let buffer = context.create_buffer("fresh", 64, usage).unwrap();
+        assert_eq!(context.read_buffer(&buffer, 16, 32).unwrap(), vec![0; 32]);
+    }
+
+    #[test]
+    fn an_error_outside_a_scope_and_a_lost_device_come_back_from_check() {
+        let Some(_) = gpu() else { return };
+        let open = || Context::new(&GpuChoice::Best, GpuFeatures::default()).unwrap();
+        let refused = open();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+        let descriptor = wgpu::BufferDescriptor {
+            label: None,
+            size: 16,
+            usage,
+            mapped_at_creation: false,
+        };
+        drop(refused.device.create_buffer(&descriptor));
+        assert!(matches!(refused.check(), Err(Error::Gpu { .. })));
+
+        let lost = open();
+        lost.device.destroy();
+        assert!(matches!(lost.wait(), Err(Error::Gpu { message, .. }) if message.contains("lost")));
+        let usage = wgpu::BufferUsages::STORAGE;
+        assert!(lost.create_buffer("after the loss", 16, usage).is_err());
+    }
+}

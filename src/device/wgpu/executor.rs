@@ -1,0 +1,219 @@
+//! One session on the GPU: a batch is one encoder, one pass, one submit.
+
+use super::Shared;
+use super::lower::{Dispatch, SessionBuffers, lower};
+use crate::device::{Executor, Observation, Observer};
+use crate::error::Result;
+use crate::kernels::{BatchParams, row_stride};
+use crate::kv_cache::{KvLayout, KvType};
+use crate::plan::{Batch, BufferId, Extent, Op, Plan, Step};
+use half::f16;
+use std::sync::{Arc, OnceLock};
+
+/// Dispatches of a batch of many rows that one submission holds, so that none keeps the GPU for long.
+const PREFILL_DISPATCHES: usize = 128;
+
+/// Runs a lowered plan.
+pub(super) struct GpuExecutor {
+    shared: Arc<Shared>,
+    plan: Arc<Plan>,
+    kv: KvLayout,
+    buffers: SessionBuffers,
+    steps: Vec<Vec<Dispatch>>,
+    /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
+    staging: wgpu::Buffer,
+}
+
+impl GpuExecutor {
+    pub(super) fn new(shared: Arc<Shared>, plan: Arc<Plan>, kv: &KvLayout) -> Result<Self> {
+        let context = &shared.context;
+        let buffers = SessionBuffers::new(context, &plan, kv)?;
+        let steps = lower(&shared, &plan, kv, &buffers)?;
+        let stride = row_stride(plan.buffer(plan.logits).width);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let bytes = (plan.max_outputs * stride * 4) as u64;
+        let staging = context.create_buffer("logits staging", bytes, usage)?;
+        Ok(GpuExecutor { shared, plan, kv: kv.clone(), buffers, steps, staging })
+    }
+
+    fn write_batch(&self, batch: &Batch<'_>) {
+        let params = BatchParams {
+            n_rows: batch.n_rows() as u32,
+            position: batch.position as u32,
+            n_outputs: batch.n_outputs() as u32,
+            padding: 0,
+        };
+        let queue = &self.shared.context.queue;
+        queue.write_buffer(&self.buffers.batch, 0, bytemuck::bytes_of(&params));
+        queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(batch.tokens));
+    }
+
+    /// The dispatches of some steps that a batch needs, each with its grid.
+    fn dispatches<'a>(
+        &'a self,
+        steps: &'a [Vec<Dispatch>],
+        batch: &Batch<'_>,
+    ) -> Vec<(&'a Dispatch, [u32; 3])> {
+        let rows_of = |extent| match extent {
+            Extent::Tokens => batch.n_rows(),
+            Extent::Outputs => batch.n_outputs(),
+        };
+        let needed = |dispatch: &&Dispatch| {
+            let n_rows = rows_of(dispatch.extent);
+            n_rows > 0 && dispatch.rows.covers(n_rows)
+        };
+        let with_grid = |dispatch: &'a Dispatch| {
+            (dispatch, (dispatch.grid)(rows_of(dispatch.extent)))
+        };
+        steps.iter().flatten().filter(needed).map(with_grid).collect()
+    }
+
+    /// Records dispatches into one pass.
+    fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[(&Dispatch, [u32; 3])]) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for (dispatch, [x, y, z]) in dispatches {
+            pass.set_pipeline(&dispatch.pipeline.compiled);
+            pass.set_bind_group(0, &dispatch.bind_group, &[]);
+            pass.dispatch_workgroups(*x, *y, *z);
+        }
+    }
+
+    fn run_all(&self, batch: &Batch<'_>) -> Result<()> {
+        let context = &self.shared.context;
+        let dispatches = self.dispatches(&self.steps, batch);
+        let group = if batch.n_rows() == 1 { dispatches.len() } else { PREFILL_DISPATCHES };
+        context.scoped("run of a batch", || {
+            let mut groups = dispatches.chunks(group.max(1)).peekable();
+            while let Some(group) = groups.next() {
+                let mut encoder = context.device.create_command_encoder(&Default::default());
+                Self::record(&mut encoder, group);
+                if groups.peek().is_none() && batch.n_outputs() > 0 {
+                    let logits = &self.buffers.activations[self.plan.logits.0];
+                    let bytes = self.logits_bytes(batch);
+                    encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
+                }
+                context.queue.submit([encoder.finish()]);
+            }
+        })
+    }
+
+    fn logits_bytes(&self, batch: &Batch<'_>) -> u64 {
+        let stride = row_stride(self.plan.buffer(self.plan.logits).width);
+        (batch.n_outputs() * stride * 4) as u64
+    }
+
+    /// Waits for the batch and reads its logits from the staging buffer.
+    fn read_logits(&self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        if batch.n_outputs() == 0 {
+            return self.shared.context.check();
+        }
+        let context = &self.shared.context;
+        let mapped = Arc::new(OnceLock::new());
+        let outcome = Arc::clone(&mapped);
+        let range = self.staging.slice(..self.logits_bytes(batch));
+        range.map_async(wgpu::MapMode::Read, move |result| {
+            outcome.get_or_init(|| result);
+        });
+        context.wait()?;
+        match mapped.get() {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(context.error(format!("read of the logits: {error}"))),
+            None => return Err(context.error("read of the logits: the GPU did not answer")),
+        }
+        let view = range
+            .get_mapped_range()
+            .map_err(|error| context.error(format!("read of the logits: {error}")))?;
+        let width = self.plan.buffer(self.plan.logits).width;
+        for row in view.chunks_exact(row_stride(width) * 4) {
+            logits.extend_from_slice(bytemuck::cast_slice(&row[..width * 4]));
+        }
+        drop(view);
+        self.staging.unmap();
+        Ok(())
+    }
+
+    /// Runs step by step, waiting for each, and shows what it wrote.
+    fn run_observed(&self, batch: &Batch<'_>, observer: &mut Observer<'_>) -> Result<()> {
+        let context = &self.shared.context;
+        for (index, (step, dispatches)) in self.plan.steps.iter().zip(&self.steps).enumerate() {
+            let dispatches = self.dispatches(std::slice::from_ref(dispatches), batch);
+            context.scoped(&step.name, || {
+                let mut encoder = context.device.create_command_encoder(&Default::default());
+                Self::record(&mut encoder, &dispatches);
+                context.queue.submit([encoder.finish()]);
+            })?;
+            let (values, width) = self.written(step, batch)?;
+            observer(&Observation { index, step, values: &values, width })?;
+        }
+        let bytes = self.logits_bytes(batch);
+        if bytes > 0 {
+            context.scoped("copy of the logits", || {
+                let mut encoder = context.device.create_command_encoder(&Default::default());
+                let logits = &self.buffers.activations[self.plan.logits.0];
+                encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
+                context.queue.submit([encoder.finish()]);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What a step has just written, dense, and its width.
+    fn written(&self, step: &Step, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
+        match (&step.op, step.op.dst()) {
+            (Op::StoreKv { layer, .. }, _) => {
+                let [keys, values] = &self.buffers.caches[*layer];
+                let mut rows = self.cached_rows(*layer, keys, batch)?;
+                rows.extend(self.cached_rows(*layer, values, batch)?);
+                Ok((rows, self.kv.layers[*layer].width()))
+            }
+            (_, Some(dst)) => self.activation(dst, batch),
+            (_, None) => Ok((Vec::new(), 0)),
+        }
+    }
+
+    fn activation(&self, id: BufferId, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
+        let width = self.plan.buffer(id).width;
+        let row_bytes = row_stride(width) * 4;
+        let bytes = (self.plan.rows_of(id, batch) * row_bytes) as u64;
+        let padded = self.shared.context.read_buffer(&self.buffers.activations[id.0], 0, bytes)?;
+        let rows = padded.chunks_exact(row_bytes);
+        let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
+        Ok((values.collect(), width))
+    }
+
+    fn cached_rows(
+        &self,
+        layer: usize,
+        cache: &wgpu::Buffer,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<f32>> {
+        let row_bytes = (self.kv.layers[layer].width() * self.kv.ty.bytes()) as u64;
+        let offset = batch.position as u64 * row_bytes;
+        let bytes = batch.n_rows() as u64 * row_bytes;
+        let bytes = self.shared.context.read_buffer(cache, offset, bytes)?;
+        Ok(match self.kv.ty {
+            KvType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            KvType::F16 => {
+                let halves: Vec<f16> = bytemuck::pod_collect_to_vec(&bytes);
+                halves.into_iter().map(f16::to_f32).collect()
+            }
+        })
+    }
+}
+
+impl Executor for GpuExecutor {
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        logits: &mut Vec<f32>,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<()> {
+        self.write_batch(batch);
+        match observer {
+            None => self.run_all(batch)?,
+            Some(observer) => self.run_observed(batch, observer)?,
+        }
+        self.read_logits(batch, logits)
+    }
+}

@@ -1,0 +1,312 @@
+//! A plan made into dispatches: for each step its pipelines, bind groups and grids, fixed at load.
+
+use super::Shared;
+use super::context::Context;
+use super::pipelines::Pipeline;
+use super::select::{Choice, Rows};
+use super::weights::WeightShard;
+use crate::error::{Error, Result};
+use crate::gguf::WeightType;
+use crate::kernels::{self, BatchParams, Kernel, row_stride};
+use crate::kv_cache::KvLayout;
+use crate::model::WeightId;
+use crate::plan::{BufferId, Extent, Op, Plan, Step};
+use std::sync::Arc;
+
+/// One dispatch of a step.
+pub(super) struct Dispatch {
+    /// The batches it is for.
+    pub(super) rows: Rows,
+    /// Which rows of the batch it works on.
+    pub(super) extent: Extent,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: wgpu::BindGroup,
+    /// Workgroups for a number of rows.
+    pub(super) grid: Box<dyn Fn(usize) -> [u32; 3] + Send>,
+}
+
+/// The buffers of one session.
+pub(super) struct SessionBuffers {
+    /// [`BatchParams`].
+    pub(super) batch: wgpu::Buffer,
+    /// `[max_rows] u32`.
+    pub(super) tokens: wgpu::Buffer,
+    /// By [`BufferId`]: `[rows, row_stride(width)] f32`.
+    pub(super) activations: Vec<wgpu::Buffer>,
+    /// Keys and values of each layer.
+    pub(super) caches: Vec<[wgpu::Buffer; 2]>,
+}
+
+impl SessionBuffers {
+    pub(super) fn new(context: &Context, plan: &Plan, kv: &KvLayout) -> Result<Self> {
+        use wgpu::BufferUsages as Usage;
+        let create = |label: &str, bytes: u64, usage: Usage| {
+            if usage.contains(Usage::STORAGE) && bytes > context.max_binding_bytes() {
+                return Err(Error::OutOfMemory {
+                    what: format!("buffer `{label}` in one binding"),
+                    bytes,
+                    device: context.info.name.clone(),
+                });
+            }
+            context.create_buffer(label, bytes, usage)
+        };
+        let storage = Usage::STORAGE | Usage::COPY_SRC;
+        let activation = |(index, buffer): (usize, &crate::plan::Buffer)| {
+            let rows = plan.max_rows_of(BufferId(index));
+            create(&buffer.name, (rows * row_stride(buffer.width) * 4) as u64, storage)
+        };
+        let cache = |layer: usize| -> Result<[wgpu::Buffer; 2]> {
+            let bytes = kv.layer_bytes(layer);
+            Ok([
+                create(&format!("blk.{layer}.keys"), bytes, storage)?,
+                create(&format!("blk.{layer}.values"), bytes, storage)?,
+            ])
+        };
+        let batch_bytes = size_of::<BatchParams>() as u64;
+        Ok(SessionBuffers {
+            batch: create("batch", batch_bytes, Usage::UNIFORM | Usage::COPY_DST)?,
+            tokens: create(
+                "tokens",
+                plan.max_rows as u64 * 4,
+                Usage::STORAGE | Usage::COPY_DST,
+            )?,
+            activations: plan
+                .buffers
+                .iter()
+                .enumerate()
+                .map(activation)
+                .collect::<Result<Vec<_>>>()?,
+            caches: (0..kv.layers.len()).map(cache).collect::<Result<Vec<_>>>()?,
+        })
+    }
+
+    fn activation(&self, id: BufferId) -> &wgpu::Buffer {
+        &self.activations[id.0]
+    }
+}
+
+/// A dispatch before its parameters have a place.
+struct Draft<'a> {
+    step: usize,
+    rows: Rows,
+    extent: Extent,
+    kernel: &'static Kernel,
+    weight: Option<WeightType>,
+    params: Vec<u8>,
+    storage: Vec<&'a wgpu::Buffer>,
+    grid: Box<dyn Fn(usize) -> [u32; 3] + Send>,
+}
+
+/// The dispatches of every step, in the plan's order.
+pub(super) fn lower(
+    shared: &Shared,
+    plan: &Plan,
+    kv: &KvLayout,
+    buffers: &SessionBuffers,
+) -> Result<Vec<Vec<Dispatch>>> {
+    let tables = plan
+        .rope_tables
+        .iter()
+        .map(|table| shared.rope_table(table, kv.capacity))
+        .collect::<Result<Vec<_>>>()?;
+    let lowering = Lowering { shared, plan, kv, buffers, tables: &tables };
+    let drafts: Vec<Draft<'_>> = plan
+        .steps
+        .iter()
+        .enumerate()
+        .flat_map(|(index, step)| lowering.step(index, step))
+        .collect();
+    bind(shared, plan, kv, buffers, drafts)
+}
+
+/// Puts the parameters of all dispatches into one buffer and binds each to its own.
+fn bind(
+    shared: &Shared,
+    plan: &Plan,
+    kv: &KvLayout,
+    buffers: &SessionBuffers,
+    drafts: Vec<Draft<'_>>,
+) -> Result<Vec<Vec<Dispatch>>> {
+    let context = &shared.context;
+    let alignment = context.limits.min_uniform_buffer_offset_alignment as usize;
+    let mut params = Vec::new();
+    let mut offsets = Vec::with_capacity(drafts.len());
+    for draft in &drafts {
+        params.resize(params.len().next_multiple_of(alignment), 0);
+        offsets.push(params.len() as u64);
+        params.extend_from_slice(&draft.params);
+    }
+    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let params_buffer = context.create_buffer("params", params.len() as u64, usage)?;
+    context.queue.write_buffer(&params_buffer, 0, &params);
+
+    let choice = Choice { kv: kv.ty, subgroups: context.subgroups() };
+    let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
+    let mut steps: Vec<Vec<Dispatch>> = plan.steps.iter().map(|_| Vec::new()).collect();
+    for (draft, offset) in drafts.into_iter().zip(offsets) {
+        let variant = draft.weight.map_or(choice.plain(), |weight| choice.with_weight(weight));
+        let pipeline = context.pipeline(draft.kernel, &variant)?;
+        let mut bindings = vec![
+            whole(&buffers.batch),
+            wgpu::BufferBinding {
+                buffer: &params_buffer,
+                offset,
+                size: std::num::NonZeroU64::new(draft.params.len() as u64),
+            },
+        ];
+        bindings.extend(draft.storage.into_iter().map(whole));
+        let name = &plan.steps[draft.step].name;
+        let bind_group = context.bind_group(name, &pipeline, &bindings)?;
+        let Draft { step, rows, extent, grid, .. } = draft;
+        steps[step].push(Dispatch { rows, extent, pipeline, bind_group, grid });
+    }
+    Ok(steps)
+}
+
+struct Lowering<'a> {
+    shared: &'a Shared,
+    plan: &'a Plan,
+    kv: &'a KvLayout,
+    buffers: &'a SessionBuffers,
+    tables: &'a [wgpu::Buffer],
+}
+
+impl<'a> Lowering<'a> {
+    fn width(&self, id: BufferId) -> usize {
+        self.plan.buffer(id).width
+    }
+
+    fn step(&self, index: usize, step: &Step) -> Vec<Draft<'a>> {
+        let of = |id: BufferId| self.buffers.activation(id);
+        let vector = |id: WeightId| self.shared.weights.vector(id);
+        match step.op {
+            Op::Embed { weight, scale, dst } => self.embed(index, weight, scale, dst),
+            Op::MatMul { src, weight, bias, dst } => self.matmul(index, src, weight, bias, dst),
+            Op::RmsNorm { src, weight, eps, dst } => {
+                use kernels::rms_norm::{KERNEL, Params, grid};
+                let group = self.shared.weights.get(weight).n_cols;
+                let params = Params::new(self.width(dst), group, eps);
+                let storage = vec![of(src), vector(weight), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::Rope { src, table, head_dim, dst } => {
+                use kernels::rope::{KERNEL, Params, grid};
+                let spec = &self.plan.rope_tables[table.0];
+                let params = Params::new(self.width(dst), head_dim, spec);
+                let storage = vec![of(src), &self.tables[table.0], of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::StoreKv { k, v, layer } => {
+                use kernels::store_kv::{KERNEL, Params, grid};
+                let [keys, values] = &self.buffers.caches[layer];
+                let params = Params::new(self.width(k));
+                vec![self.plain(index, k, &KERNEL, params, vec![of(k), of(v), keys, values], grid)]
+            }
+            Op::Attention { q, layer, n_head, scale, window, dst } => {
+                use kernels::attention::{KERNEL, Params, Shape, grid};
+                let cache = self.kv.layers[layer];
+                let params = Params::new(&Shape {
+                    n_head,
+                    n_head_kv: cache.n_head_kv,
+                    head_dim: cache.head_dim,
+                    position: 0,
+                    scale,
+                    window,
+                });
+                let [keys, values] = &self.buffers.caches[layer];
+                let storage = vec![of(q), keys, values, of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::GatedActivation { gate, up, activation, dst } => {
+                use kernels::gated_activation::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst), activation);
+                let storage = vec![of(gate), of(up), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::Add { a, b, dst } => {
+                use kernels::add::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst));
+                vec![self.plain(index, dst, &KERNEL, params, vec![of(a), of(b), of(dst)], grid)]
+            }
+            Op::SelectOutputs { src, dst } => {
+                use kernels::select_outputs::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst));
+                vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
+            }
+        }
+    }
+
+    /// A dispatch for any batch of a kernel without a weight matrix; its rows are those of `rows_like`.
+    fn plain<P: bytemuck::Pod + Send>(
+        &self,
+        step: usize,
+        rows_like: BufferId,
+        kernel: &'static Kernel,
+        params: P,
+        storage: Vec<&'a wgpu::Buffer>,
+        grid: fn(&P, usize) -> [u32; 3],
+    ) -> Draft<'a> {
+        Draft {
+            step,
+            rows: Rows::Any,
+            extent: self.plan.buffer(rows_like).extent,
+            kernel,
+            weight: None,
+            params: bytemuck::bytes_of(&params).to_vec(),
+            storage,
+            grid: Box::new(move |n_rows| grid(&params, n_rows)),
+        }
+    }
+
+    fn embed(&self, step: usize, weight: WeightId, scale: f32, dst: BufferId) -> Vec<Draft<'a>> {
+        use kernels::embed::{KERNEL, Params, grid};
+        let shards = self.shared.weights.shards(weight).iter();
+        shards
+            .map(|shard| {
+                let params = Params {
+                    matrix: shard.shard.matrix(),
+                    dst_stride: row_stride(self.width(dst)) as u32,
+                    scale,
+                    padding: [0; 2],
+                };
+                let activation = self.buffers.activation(dst);
+                let storage = vec![&self.buffers.tokens, &shard.buffer, activation];
+                let weight = Some(shard.shard.ty);
+                Draft { weight, ..self.plain(step, dst, &KERNEL, params, storage, grid) }
+            })
+            .collect()
+    }
+
+    fn matmul(
+        &self,
+        step: usize,
+        src: BufferId,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        dst: BufferId,
+    ) -> Vec<Draft<'a>> {
+        use kernels::{matmul, matvec};
+        let extent = self.plan.buffer(dst).extent;
+        let shard_drafts = |shard: &'a WeightShard| {
+            let params = matmul::Params {
+                matrix: shard.shard.matrix(),
+                src_stride: row_stride(self.width(src)) as u32,
+                dst_stride: row_stride(self.width(dst)) as u32,
+                extent: u32::from(extent == Extent::Outputs),
+                has_bias: u32::from(bias.is_some()),
+            };
+            // Where there is no bias its binding is not read.
+            let bias = bias.map_or(&shard.buffer, |bias| self.shared.weights.vector(bias));
+            let [src, dst_buffer] = [src, dst].map(|id| self.buffers.activation(id));
+            let storage = vec![&shard.buffer, src, bias, dst_buffer];
+            let weight = Some(shard.shard.ty);
+            let few = self.plain(step, dst, &matvec::KERNEL, params, storage.clone(), matvec::grid);
+            let many = self.plain(step, dst, &matmul::KERNEL, params, storage, matmul::grid);
+            [
+                Draft { rows: Rows::Few, weight, ..few },
+                Draft { rows: Rows::Many, weight, ..many },
+            ]
+        };
+        self.shared.weights.shards(weight).iter().flat_map(shard_drafts).collect()
+    }
+}

@@ -1,0 +1,116 @@
+//! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
+
+mod context;
+mod executor;
+mod lower;
+mod pipelines;
+mod select;
+mod weights;
+
+#[cfg(test)]
+pub(crate) use context::Context;
+pub use context::GpuFeatures;
+pub(crate) use context::{adapters, first_real_gpu};
+
+use self::executor::GpuExecutor;
+use self::weights::GpuWeights;
+use super::{Backend, DeviceInfo, Executor, GpuChoice};
+use crate::error::{Error, Result};
+use crate::kv_cache::KvLayout;
+use crate::model::Weights;
+use crate::plan::{Plan, RopeTable};
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[cfg(not(test))]
+use context::Context;
+
+/// Tokens of a prefill batch.
+const PREFILL_ROWS: usize = 512;
+
+/// A model's weights on a GPU.
+pub(crate) struct GpuBackend {
+    shared: Arc<Shared>,
+}
+
+/// What the executors of one model have in common.
+pub(super) struct Shared {
+    context: Context,
+    weights: GpuWeights,
+    rope_tables: Mutex<Vec<StoredTable>>,
+}
+
+/// A rope table on the GPU, for positions below `capacity`.
+struct StoredTable {
+    table: RopeTable,
+    capacity: usize,
+    buffer: ::wgpu::Buffer,
+}
+
+impl GpuBackend {
+    /// Opens a GPU and uploads the weights; `progress` is told the bytes done and the bytes of all.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], [`Error::OutOfMemory`] or [`Error::Gpu`].
+    pub(crate) fn new(
+        weights: Weights,
+        choice: &GpuChoice,
+        features: GpuFeatures,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let context = Context::new(choice, features)?;
+        let weights = GpuWeights::upload(&context, weights, progress)?;
+        let rope_tables = Mutex::default();
+        Ok(GpuBackend { shared: Arc::new(Shared { context, weights, rope_tables }) })
+    }
+}
+
+impl Backend for GpuBackend {
+    fn info(&self) -> &DeviceInfo {
+        &self.shared.context.info
+    }
+
+    fn preferred_rows(&self) -> usize {
+        PREFILL_ROWS
+    }
+
+    fn cache_budget_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
+        Ok(Box::new(GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?))
+    }
+}
+
+impl Shared {
+    /// Cosines and sines of every position below `capacity`: `[capacity, n_dims / 2, 2] f32`.
+    fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<::wgpu::Buffer> {
+        let mut stored = self.rope_tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = stored.iter().find(|s| s.table == *table && s.capacity >= capacity) {
+            return Ok(found.buffer.clone());
+        }
+        let row_bytes = table.n_dims() as u64 * 4;
+        let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_DST;
+        let bytes = capacity as u64 * row_bytes;
+        if bytes > self.context.max_binding_bytes() {
+            return Err(Error::OutOfMemory {
+                what: format!("a rope table of {capacity} positions"),
+                bytes,
+                device: self.context.info.name.clone(),
+            });
+        }
+        let buffer = self.context.create_buffer("rope_table", bytes, usage)?;
+        self.context.scoped("upload of a rope table", || {
+            const POSITIONS: usize = 4096;
+            for first in (0..capacity).step_by(POSITIONS) {
+                let rows = first..capacity.min(first + POSITIONS);
+                let values: Vec<[f32; 2]> = rows.flat_map(|position| table.row(position)).collect();
+                let offset = first as u64 * row_bytes;
+                self.context.queue.write_buffer(&buffer, offset, bytemuck::cast_slice(&values));
+            }
+        })?;
+        let entry = StoredTable { table: table.clone(), capacity, buffer: buffer.clone() };
+        stored.push(entry);
+        Ok(buffer)
+    }
+}

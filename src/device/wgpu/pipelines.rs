@@ -1,0 +1,278 @@
+//! Kernels compiled for a device: each variant once, found again by what its text depends on.
+
+use super::context::Context;
+use crate::error::Result;
+use crate::gguf::WeightType;
+use crate::kernels::{Access, BatchParams, Kernel, Variant};
+use crate::kv_cache::KvType;
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A kernel compiled for a device.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) name: &'static str,
+    pub(crate) compiled: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// A kernel's name and the parts of [`Variant`] that it uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    name: &'static str,
+    weight: Option<WeightType>,
+    kv: Option<KvType>,
+    subgroups: Option<bool>,
+}
+
+impl Key {
+    fn new(kernel: &Kernel, variant: &Variant) -> Key {
+        Key {
+            name: kernel.name,
+            weight: kernel.uses.weight.then_some(variant.weight),
+            kv: kernel.uses.kv.then_some(variant.kv),
+            subgroups: kernel.uses.reduce.then_some(variant.subgroups),
+        }
+    }
+}
+
+/// The pipelines of a [`Context`].
+#[derive(Debug, Default)]
+pub(super) struct PipelineCache {
+    compiled: Mutex<HashMap<Key, Arc<Pipeline>>>,
+}
+
+impl PipelineCache {
+    fn with<T>(&self, access: impl FnOnce(&mut HashMap<Key, Arc<Pipeline>>) -> T) -> T {
+        access(&mut self.compiled.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Context {
+    /// The pipeline of a variant of a kernel, compiled at its first use.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) with the kernel's name, and the line where its text is at fault.
+    pub(crate) fn pipeline(&self, kernel: &Kernel, variant: &Variant) -> Result<Arc<Pipeline>> {
+        let key = Key::new(kernel, variant);
+        if let Some(pipeline) = self.pipelines.with(|compiled| compiled.get(&key).cloned()) {
+            return Ok(pipeline);
+        }
+        let pipeline = Arc::new(self.compile(kernel, variant)?);
+        Ok(self
+            .pipelines
+            .with(|compiled| Arc::clone(compiled.entry(key).or_insert(pipeline))))
+    }
+
+    fn compile(&self, kernel: &Kernel, variant: &Variant) -> Result<Pipeline> {
+        let name = kernel.name;
+        let source = kernel.source(variant);
+        let module = self.shader_module(name, &source)?;
+        let entries = layout_entries(kernel);
+        self.scoped(&format!("kernel `{name}`"), || {
+            let layout = self
+                .device
+                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                    label: Some(name),
+                    entries: &entries,
+                });
+            let pipeline_layout =
+                self.device
+                    .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                        label: Some(name),
+                        bind_group_layouts: &[Some(&layout)],
+                        immediate_size: 0,
+                    });
+            let compiled = self
+                .device
+                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(name),
+                    layout: Some(&pipeline_layout),
+                    module: &module,
+                    entry_point: Some("main"),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        zero_initialize_workgroup_memory: false,
+                        ..Default::default()
+                    },
+                    cache: None,
+                });
+            Pipeline {
+                name,
+                compiled,
+                layout,
+            }
+        })
+    }
+
+    fn shader_module(&self, name: &str, source: &str) -> Result<wgpu::ShaderModule> {
+        let mut fault = None;
+        let created = self.scoped(&format!("kernel `{name}`"), || {
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(name),
+                source: wgpu::ShaderSource::Wgsl(source.into()),
+            };
+            let checks = wgpu::ShaderRuntimeChecks::unchecked();
+            #[expect(
+                unsafe_code,
+                reason = "bounds checks cost time in every load of every kernel"
+            )]
+            // SAFETY: the texts are this crate's own; each kernel guards its indices against the
+            // sizes in its parameters, its loops end and its divisors are not zero.
+            let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
+            fault = first_error(&module);
+            module
+        });
+        match (created, fault) {
+            (Err(_), Some(fault)) => {
+                let text = source
+                    .lines()
+                    .nth(fault.line.saturating_sub(1))
+                    .unwrap_or_default();
+                Err(self.error(format!(
+                    "kernel `{name}`, line {} (`{}`): {}",
+                    fault.line,
+                    text.trim(),
+                    fault.message
+                )))
+            }
+            (created, _) => created,
+        }
+    }
+
+    /// Binds the batch, the parameters and the storage buffers of a kernel, in the order of its bindings.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`](crate::Error::Gpu) where they do not fit the kernel.
+    pub(crate) fn bind_group(
+        &self,
+        label: &str,
+        pipeline: &Pipeline,
+        buffers: &[wgpu::BufferBinding<'_>],
+    ) -> Result<wgpu::BindGroup> {
+        let entries: Vec<_> = (0..)
+            .zip(buffers)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(buffer.clone()),
+            })
+            .collect();
+        self.scoped(&format!("bindings of `{label}`"), || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(label),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })
+    }
+}
+
+/// The batch, the parameters, then the storage buffers.
+fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
+    let uniform = |bytes: usize| wgpu::BindingType::Buffer {
+        ty: wgpu::BufferBindingType::Uniform,
+        has_dynamic_offset: false,
+        min_binding_size: NonZeroU64::new(bytes as u64),
+    };
+    let storage = |access: Access| wgpu::BindingType::Buffer {
+        ty: wgpu::BufferBindingType::Storage {
+            read_only: access == Access::Read,
+        },
+        has_dynamic_offset: false,
+        min_binding_size: None,
+    };
+    let uniforms = [
+        uniform(size_of::<BatchParams>()),
+        uniform(kernel.params_bytes),
+    ];
+    let storages = kernel.bindings.iter().map(|&(_, access)| storage(access));
+    (0..)
+        .zip(uniforms.into_iter().chain(storages))
+        .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty,
+            count: None,
+        })
+        .collect()
+}
+
+struct Fault {
+    line: usize,
+    message: String,
+}
+
+fn first_error(module: &wgpu::ShaderModule) -> Option<Fault> {
+    let messages = pollster::block_on(module.get_compilation_info()).messages;
+    let error =
+        |m: &wgpu::CompilationMessage| m.message_type == wgpu::CompilationMessageType::Error;
+    messages.into_iter().find(error).map(|m| Fault {
+        line: m
+            .location
+            .map_or(0, |location| location.line_number as usize),
+        message: m.message,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::wgpu::testing::gpu;
+    use crate::error::Error;
+    use crate::kernels::{Uses, add, rms_norm};
+
+    const ANY_VARIANT: Variant = Variant {
+        weight: WeightType::F32,
+        kv: KvType::F32,
+        subgroups: false,
+    };
+
+    const BROKEN: Kernel = Kernel {
+        name: "broken",
+        wgsl: "\n@compute @workgroup_size(64)\nfn main() {\n    let x = absent;\n}\n",
+        bindings: &[],
+        params_bytes: 16,
+        uses: Uses {
+            weight: false,
+            kv: false,
+            reduce: false,
+        },
+    };
+
+    #[test]
+    fn a_broken_kernel_is_refused_with_its_name_and_line() {
+        let Some(context) = gpu() else { return };
+        let error = context.pipeline(&BROKEN, &ANY_VARIANT).unwrap_err();
+        let Error::Gpu { message, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(message.contains("kernel `broken`, line "), "{message}");
+        assert!(message.contains("(`let x = absent;`)"), "{message}");
+        context.check().unwrap();
+    }
+
+    #[test]
+    fn a_pipeline_is_compiled_once_for_what_its_text_depends_on() {
+        let Some(context) = gpu() else { return };
+        let other_kv = Variant {
+            kv: KvType::F16,
+            ..ANY_VARIANT
+        };
+        let first = context.pipeline(&rms_norm::KERNEL, &ANY_VARIANT).unwrap();
+        let same = context.pipeline(&rms_norm::KERNEL, &other_kv).unwrap();
+        assert!(Arc::ptr_eq(&first, &same));
+        let other = context.pipeline(&add::KERNEL, &ANY_VARIANT).unwrap();
+        assert!(!Arc::ptr_eq(&first, &other));
+    }
+
+    #[test]
+    fn bindings_that_do_not_fit_the_kernel_are_refused() {
+        let Some(context) = gpu() else { return };
+        let pipeline = context.pipeline(&add::KERNEL, &ANY_VARIANT).unwrap();
+        let error = context.bind_group("blk.0.add", &pipeline, &[]).unwrap_err();
+        assert!(
+            error.to_string().contains("bindings of `blk.0.add`"),
+            "{error}"
+        );
+    }
+}

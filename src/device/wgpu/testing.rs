@@ -1,0 +1,75 @@
+//! What the tests of kernels need of a GPU.
+
+use super::context::{Context, GpuFeatures};
+use crate::device::GpuChoice;
+use crate::error::Result;
+use crate::kernels::{BatchParams, Kernel, Variant};
+use std::io::Write;
+use std::sync::OnceLock;
+use wgpu::BufferUsages as Usages;
+
+/// The best adapter, software included. Where there is none the calling test says so and is
+/// skipped, or fails with `REQUIRE_GPU=1`.
+pub(crate) fn gpu() -> Option<&'static Context> {
+    static CONTEXT: OnceLock<Result<Context>> = OnceLock::new();
+    let opened = CONTEXT.get_or_init(|| Context::new(&GpuChoice::Best, GpuFeatures::default()));
+    match opened {
+        Ok(context) => Some(context),
+        Err(error) => {
+            let required = std::env::var("REQUIRE_GPU").is_ok_and(|value| value == "1");
+            assert!(!required, "REQUIRE_GPU=1: {error}");
+            let thread = std::thread::current();
+            let test = thread.name().unwrap_or("a test");
+            // Written past the test harness, which would swallow what is printed.
+            writeln!(std::io::stderr(), "SKIPPED `{test}`: {error}").unwrap();
+            None
+        }
+    }
+}
+
+/// Runs a kernel once over `buffers`, in the order of its bindings, and gives back their contents.
+pub(crate) fn run_kernel(
+    context: &Context,
+    kernel: &Kernel,
+    variant: &Variant,
+    batch: BatchParams,
+    params: &[u8],
+    grid: [u32; 3],
+    buffers: &[&[u8]],
+) -> Vec<Vec<u8>> {
+    assert_eq!(params.len(), kernel.params_bytes, "`{}`", kernel.name);
+    assert_eq!(buffers.len(), kernel.bindings.len(), "`{}`", kernel.name);
+    let upload = |label: &str, contents: &[u8], usage: Usages| {
+        let buffer = context.create_buffer(label, contents.len() as u64, usage | Usages::COPY_DST);
+        let buffer = buffer.unwrap();
+        context.queue.write_buffer(&buffer, 0, contents);
+        buffer
+    };
+    let mut bound = vec![
+        upload("batch", bytemuck::bytes_of(&batch), Usages::UNIFORM),
+        upload("params", params, Usages::UNIFORM),
+    ];
+    for (contents, (label, _)) in buffers.iter().zip(kernel.bindings) {
+        bound.push(upload(label, contents, Usages::STORAGE | Usages::COPY_SRC));
+    }
+    let pipeline = context.pipeline(kernel, variant).unwrap();
+    let bindings: Vec<_> = bound
+        .iter()
+        .map(|buffer| buffer.as_entire_buffer_binding())
+        .collect();
+    let bind_group = context
+        .bind_group(kernel.name, &pipeline, &bindings)
+        .unwrap();
+    let run = || {
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&pipeline.compiled);
+        pass.set_bind_group(0, &bind_group, &[]);
+        pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+        drop(pass);
+        context.queue.submit([encoder.finish()]);
+    };
+    context.scoped(kernel.name, run).unwrap();
+    let read = |buffer: &wgpu::Buffer| context.read_buffer(buffer, 0, buffer.size()).unwrap();
+    bound[2..].iter().map(read).collect()
+}

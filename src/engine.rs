@@ -1,0 +1,372 @@
+//! The engine: a file and a device, made into a model that is ready to run.
+
+use crate::chat_template::ChatTemplate;
+use crate::device::cpu::CpuBackend;
+use crate::device::reference::ReferenceBackend;
+use crate::device::wgpu::{GpuBackend, GpuFeatures};
+use crate::device::{Backend, Device, DeviceInfo, Executor, GpuChoice};
+use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::kv_cache::{KvLayout, KvType};
+use crate::model::{DecoderModel, DecoderSpec, WeightStorage, decoder_plan};
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::tokenizer::Tokenizer;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// The context without a wish from the caller, where the model and the memory allow it.
+const DEFAULT_CONTEXT_TOKENS: usize = 8192;
+/// Below this a smaller context is no way out of a lack of memory.
+const LEAST_CONTEXT_TOKENS: usize = 256;
+/// Rows of logits that one batch may give: they are wide.
+const MAX_OUTPUTS: usize = 64;
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of weights on the device.
+    pub done_bytes: u64,
+    /// Bytes of all weights.
+    pub total_bytes: u64,
+}
+
+/// A model on a device. Clones share it; sessions made from it run apart from each other.
+///
+/// ```no_run
+/// let engine = trueshot::Engine::load("model.gguf")?;
+/// let mut session = engine.session()?;
+/// for piece in session.generate("The capital of France is", &Default::default())? {
+///     print!("{}", piece?.text);
+/// }
+/// # Ok::<(), trueshot::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    gguf: Arc<Gguf>,
+    model: DecoderModel,
+    tokenizer: Tokenizer,
+    /// A broken template is an error when it is used, not at load.
+    chat_template: Result<Option<ChatTemplate>>,
+    backend: Box<dyn Backend>,
+    plan: Arc<Plan>,
+    kv: KvLayout,
+    /// Made at load to see that it fits; the first session takes it.
+    first_executor: Mutex<Option<Box<dyn Executor>>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("model", &self.inner.model.spec.name)
+            .field("device", &self.inner.backend.info().name)
+            .field("context_length", &self.context_length())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Loads a model with every choice left to the engine.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Engine> {
+        Engine::builder(path).build()
+    }
+
+    /// Chooses device, context and types before loading.
+    pub fn builder(path: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(Source::Path(path.as_ref().to_owned()))
+    }
+
+    /// As [`Engine::builder`], from a file that is already open.
+    pub fn builder_from(gguf: Gguf) -> EngineBuilder {
+        EngineBuilder::new(Source::Open(gguf))
+    }
+
+    /// Starts an empty session with its own cache.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the device has no room for another cache.
+    pub fn session(&self) -> Result<Session> {
+        let mut first = match self.inner.first_executor.lock() {
+            Ok(first) => first,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        let executor = match first.take() {
+            Some(executor) => executor,
+            None => self.inner.backend.executor(&self.inner.plan, &self.inner.kv)?,
+        };
+        Ok(Session::new(self.clone(), executor))
+    }
+
+    /// Turns text into the model's tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The shape and constants of the model.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.inner.model.spec
+    }
+
+    /// The template that turns messages into a prompt.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] where the file has none, or one that cannot be parsed.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let message = match &self.inner.chat_template {
+            Ok(Some(template)) => return Ok(template),
+            Ok(None) => "the file has none (key `tokenizer.chat_template`)".to_owned(),
+            Err(Error::ChatTemplate { message }) => message.clone(),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::ChatTemplate { message })
+    }
+
+    /// The device that was chosen.
+    pub fn device_info(&self) -> &DeviceInfo {
+        self.inner.backend.info()
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.inner.gguf
+    }
+
+    /// The forward pass, step by step.
+    pub fn plan(&self) -> &Plan {
+        &self.inner.plan
+    }
+
+    /// The shape of each session's cache.
+    pub fn kv_layout(&self) -> &KvLayout {
+        &self.inner.kv
+    }
+
+    /// Tokens that a session can hold.
+    pub fn context_length(&self) -> usize {
+        self.inner.kv.capacity
+    }
+
+    /// Bytes of the weights as the device holds them.
+    pub fn weight_bytes(&self) -> u64 {
+        self.inner.model.weights.stored_bytes()
+    }
+
+    /// Runs a short real prompt on the engine's device and checks each step against the reference.
+    ///
+    /// A step that differs is in the report, not an error.
+    ///
+    /// # Errors
+    /// Those of the device and the tokenizer.
+    pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
+        let tokens = self.inner.tokenizer.encode(&options.prompt, true, false)?;
+        let kv = KvLayout {
+            capacity: (tokens.len() + options.decode_tokens).min(self.inner.kv.capacity),
+            ..self.inner.kv.clone()
+        };
+        let mut executor = self.inner.backend.executor(&self.inner.plan, &kv)?;
+        verify(
+            &self.inner.model.weights,
+            &self.inner.plan,
+            &kv,
+            executor.as_mut(),
+            &tokens,
+            options.decode_tokens,
+        )
+    }
+}
+
+enum Source {
+    Path(PathBuf),
+    Open(Gguf),
+}
+
+/// Options of an [`Engine`]; made by [`Engine::builder`].
+pub struct EngineBuilder {
+    source: Source,
+    device: Device,
+    gpu_features: GpuFeatures,
+    context_length: Option<usize>,
+    weights: WeightStorage,
+    kv: KvType,
+    threads: Option<usize>,
+    progress: Box<dyn FnMut(Progress)>,
+}
+
+impl EngineBuilder {
+    fn new(source: Source) -> Self {
+        EngineBuilder {
+            source,
+            device: Device::default(),
+            gpu_features: GpuFeatures::default(),
+            context_length: None,
+            weights: WeightStorage::default(),
+            kv: KvType::default(),
+            threads: None,
+            progress: Box::new(|_| ()),
+        }
+    }
+
+    /// Where the model runs; [`Device::Auto`] without this.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Which optional GPU features may be used; all without this.
+    pub fn gpu_features(mut self, features: GpuFeatures) -> Self {
+        self.gpu_features = features;
+        self
+    }
+
+    /// Tokens that a session can hold; the model's context, at most 8192 and what fits, without this.
+    pub fn context_length(mut self, tokens: usize) -> Self {
+        self.context_length = Some(tokens);
+        self
+    }
+
+    /// The type in which the device holds matrices; as in the file without this.
+    pub fn weights(mut self, storage: WeightStorage) -> Self {
+        self.weights = storage;
+        self
+    }
+
+    /// The element type of the cache; 16-bit floats without this.
+    pub fn kv(mut self, ty: KvType) -> Self {
+        self.kv = ty;
+        self
+    }
+
+    /// Threads of the CPU device; one a core without this.
+    pub fn threads(mut self, n_threads: usize) -> Self {
+        self.threads = Some(n_threads);
+        self
+    }
+
+    /// Called during the load, from its thread.
+    pub fn progress(mut self, progress: impl FnMut(Progress) + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Opens and checks the file, picks the device and puts the weights on it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Gguf`] for a file that cannot be read or is damaged,
+    /// [`Error::Unsupported`] and [`Error::InvalidModel`] for one that cannot run, [`Error::NoDevice`],
+    /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
+    /// option out of range.
+    pub fn build(self) -> Result<Engine> {
+        let gguf = Arc::new(match self.source {
+            Source::Path(path) => Gguf::open(path)?,
+            Source::Open(gguf) => gguf,
+        });
+        let model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        if tokenizer.vocab_size() > model.spec.vocab_size {
+            let message = format!(
+                "the tokenizer has {} tokens, the embedding {} rows",
+                tokenizer.vocab_size(),
+                model.spec.vocab_size
+            );
+            return Err(Error::InvalidModel { message });
+        }
+        let chat_template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer);
+        let capacity = wanted_context(self.context_length, &model.spec)?;
+
+        let mut progress = self.progress;
+        let mut report =
+            |done_bytes, total_bytes| progress(Progress { done_bytes, total_bytes });
+        let weights = model.weights.clone();
+        let backend: Box<dyn Backend> = match self.device {
+            Device::Reference => Box::new(ReferenceBackend::new(weights)),
+            Device::Cpu => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
+            Device::Gpu(choice) => {
+                Box::new(GpuBackend::new(weights, &choice, self.gpu_features, &mut report)?)
+            }
+            Device::Auto => match crate::device::wgpu::first_real_gpu() {
+                Some(index) => {
+                    let choice = GpuChoice::Index(index);
+                    Box::new(GpuBackend::new(weights, &choice, self.gpu_features, &mut report)?)
+                }
+                None => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
+            },
+        };
+        let kv = KvLayout { layers: model.spec.kv_layers(), capacity, ty: self.kv };
+        let max_rows = backend.preferred_rows().min(capacity).max(1);
+        let plan = Arc::new(decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?);
+        let (kv, executor) =
+            fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
+        log::info!(
+            "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",
+            model.spec.name,
+            backend.info().name,
+            kv.capacity,
+            model.spec.context_length,
+            kv.total_bytes() >> 20
+        );
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                gguf,
+                model,
+                tokenizer,
+                chat_template,
+                backend,
+                plan,
+                kv,
+                first_executor: Mutex::new(Some(executor)),
+            }),
+        })
+    }
+}
+
+fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
+    match wish {
+        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS)),
+        Some(tokens) if (1..=u32::MAX as usize / 2).contains(&tokens) => {
+            if tokens > spec.context_length {
+                log::warn!(
+                    "a context of {tokens} tokens, but the model was trained for {}",
+                    spec.context_length
+                );
+            }
+            Ok(tokens)
+        }
+        Some(tokens) => Err(Error::InvalidArgument {
+            name: "context_length",
+            message: format!("{tokens}, expected 1 to {}", u32::MAX / 2),
+        }),
+    }
+}
+
+/// Makes the first session's executor; without a wish from the caller the context shrinks until it fits.
+fn fit_cache(
+    backend: &dyn Backend,
+    plan: &Arc<Plan>,
+    mut kv: KvLayout,
+    is_wish: bool,
+) -> Result<(KvLayout, Box<dyn Executor>)> {
+    if let Some(budget) = backend.cache_budget_bytes()
+        && !is_wish
+    {
+        let fits = usize::try_from(budget / kv.bytes_per_position().max(1)).unwrap_or(usize::MAX);
+        kv.capacity = kv.capacity.min(fits.max(LEAST_CONTEXT_TOKENS));
+    }
+    loop {
+        match backend.executor(plan, &kv) {
+            Err(Error::OutOfMemory { .. }) if !is_wish && kv.capacity > LEAST_CONTEXT_TOKENS => {
+                kv.capacity = (kv.capacity / 2).max(LEAST_CONTEXT_TOKENS);
+            }
+            Err(error) => return Err(error),
+            Ok(executor) => return Ok((kv, executor)),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The generate loop: sample, decode, stop; one token at a time, as the caller asks for them.
+
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, SamplingOptions, StopMatcher};
+use crate::session::Session;
+use crate::tokenizer::StreamDecoder;
+use std::time::{Duration, Instant};
+
+/// What to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// The most tokens of an answer.
+    pub max_tokens: usize,
+    /// How each token is chosen.
+    pub sampling: SamplingOptions,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whether special tokens written out in the prompt (`<|im_start|>`) count as such.
+    pub parse_special: bool,
+}
+
+impl Default for GenerateOptions {
+    /// 512 tokens, default sampling, no stop strings, special tokens parsed.
+    fn default() -> Self {
+        GenerateOptions {
+            max_tokens: 512,
+            sampling: SamplingOptions::default(),
+            stop: Vec::new(),
+            parse_special: true,
+        }
+    }
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The token; `None` for text that was held back and is released at the end.
+    pub token: Option<u32>,
+    /// Whole characters; empty while a character or a possible stop string is incomplete.
+    pub text: String,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model said so.
+    EndOfGeneration,
+    /// This stop string came.
+    Stop(String),
+    /// [`GenerateOptions::max_tokens`] were generated.
+    MaxTokens,
+    /// The session holds no more tokens.
+    ContextFull,
+}
+
+/// Counts and times of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GenerateStats {
+    /// Tokens of the prompt that ran (those in the cache already are not counted).
+    pub n_prompt_tokens: usize,
+    /// Time for the prompt.
+    pub prompt_time: Duration,
+    /// Tokens generated.
+    pub n_generated: usize,
+    /// Time for the generated tokens, the caller's own work between them not included.
+    pub generate_time: Duration,
+}
+
+impl GenerateStats {
+    /// Prompt tokens a second.
+    pub fn prompt_tokens_per_second(&self) -> f64 {
+        per_second(self.n_prompt_tokens, self.prompt_time)
+    }
+
+    /// Generated tokens a second.
+    pub fn generated_tokens_per_second(&self) -> f64 {
+        per_second(self.n_generated, self.generate_time)
+    }
+}
+
+fn per_second(count: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Counts and times.
+    pub stats: GenerateStats,
+}
+
+/// An answer under way: iterate for its pieces, or collect it with [`Generation::text`] or
+/// [`Generation::complete`]. Dropping it stops; what was generated stays in the session.
+pub struct Generation<'a> {
+    session: &'a mut Session,
+    sampler: Sampler,
+    decoder: StreamDecoder,
+    stop: StopMatcher,
+    options: GenerateOptions,
+    stats: GenerateStats,
+    finish_reason: Option<FinishReason>,
+    failed: bool,
+}
+
+impl<'a> Generation<'a> {
+    pub(crate) fn start(
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Self> {
+        let sampler = Sampler::new(&options.sampling, session.engine().spec().vocab_size)?;
+        let stop = StopMatcher::new(&options.stop)?;
+        session.append(prompt)?;
+        let decoder = session.engine().tokenizer().decoder_after(session.tokens())?;
+        let started = Instant::now();
+        session.run_pending()?;
+        let stats = GenerateStats {
+            n_prompt_tokens: prompt.len(),
+            prompt_time: started.elapsed(),
+            ..Default::default()
+        };
+        let options = options.clone();
+        let (finish_reason, failed) = (None, false);
+        Ok(Generation { session, sampler, decoder, stop, options, stats, finish_reason, failed })
+    }
+
+    /// Why the answer ended; `None` while it goes on.
+    pub fn finish_reason(&self) -> Option<&FinishReason> {
+        self.finish_reason.as_ref()
+    }
+
+    /// Counts and times so far.
+    pub fn stats(&self) -> GenerateStats {
+        self.stats
+    }
+
+    /// The seed of the sampler, for asking the same again.
+    pub fn seed(&self) -> u64 {
+        self.sampler.seed()
+    }
+
+    /// The rest of the answer's text.
+    ///
+    /// # Errors
+    /// As [`Generation::complete`].
+    pub fn text(self) -> Result<String> {
+        Ok(self.complete()?.text)
+    }
+
+    /// The rest of the answer.
+    ///
+    /// # Errors
+    /// The first error of a step: [`Error::WrongResult`] or those of the device.
+    pub fn complete(mut self) -> Result<Completion> {
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        for piece in &mut self {
+            let piece = piece?;
+            text += &piece.text;
+            tokens.extend(piece.token);
+        }
+        let finish_reason = self.finish_reason.unwrap_or(FinishReason::EndOfGeneration);
+        Ok(Completion { text, tokens, finish_reason, stats: self.stats })
+    }
+
+    /// The next token with its text; `None` where the answer has ended.
+    fn step(&mut self) -> Result<Option<Piece>> {
+        if self.stats.n_generated == self.options.max_tokens {
+            return Ok(self.finish(FinishReason::MaxTokens));
+        }
+        // The token before this one runs now, so that the last one of an answer never does in vain.
+        self.session.run_pending()?;
+        let token = self.sampler.sample(self.session.last_logits(), self.session.tokens())?;
+        if self.session.engine().tokenizer().is_end_of_generation(token) {
+            return Ok(self.finish(FinishReason::EndOfGeneration));
+        }
+        match self.session.append(&[token]) {
+            Err(Error::ContextFull { .. }) => return Ok(self.finish(FinishReason::ContextFull)),
+            result => result?,
+        }
+        self.stats.n_generated += 1;
+        let text = self.decoder.push(token)?;
+        let outcome = self.stop.push(&text);
+        if let Some(index) = outcome.stop {
+            self.finish_reason = Some(FinishReason::Stop(self.options.stop[index].clone()));
+        }
+        Ok(Some(Piece { token: Some(token), text: outcome.text }))
+    }
+
+    /// Ends the answer with the text that was held back, if there is any.
+    fn finish(&mut self, reason: FinishReason) -> Option<Piece> {
+        let rest = self.decoder.finish();
+        let outcome = self.stop.push(&rest);
+        let (text, reason) = match outcome.stop {
+            Some(index) => {
+                (outcome.text, FinishReason::Stop(self.options.stop[index].clone()))
+            }
+            None => (outcome.text + &self.stop.finish(), reason),
+        };
+        self.finish_reason = Some(reason);
+        (!text.is_empty()).then_some(Piece { token: None, text })
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed || self.finish_reason.is_some() {
+            return None;
+        }
+        let started = Instant::now();
+        let result = self.step();
+        self.stats.generate_time += started.elapsed();
+        self.failed = result.is_err();
+        result.transpose()
+    }
+}

@@ -1,0 +1,124 @@
+//! Causal attention of each query head over a layer's cache.
+
+use super::{Access, Kernel, Uses, row_stride};
+use crate::kv_cache::first_visible;
+use bytemuck::{Pod, Zeroable};
+
+/// The longest head that the kernel takes.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+
+/// The `Params` of `attention.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Params {
+    pub(crate) n_head: u32,
+    pub(crate) n_head_kv: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) stride: u32,
+    pub(crate) scale: f32,
+    pub(crate) window: u32,
+    pub(crate) padding: [u32; 2],
+}
+
+/// What attends to what.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) n_head: usize,
+    /// A divisor of `n_head`.
+    pub(crate) n_head_kv: usize,
+    /// For the kernel a multiple of 4, at most [`MAX_HEAD_DIM`].
+    pub(crate) head_dim: usize,
+    /// Of the first row; the kernel has it from the batch.
+    pub(crate) position: usize,
+    /// Multiplies the dot products.
+    pub(crate) scale: f32,
+    /// Key `j` is visible to query `i` where `0 <= i - j < window`.
+    pub(crate) window: Option<usize>,
+}
+
+impl Params {
+    pub(crate) fn new(shape: &Shape) -> Params {
+        Params {
+            n_head: shape.n_head as u32,
+            n_head_kv: shape.n_head_kv as u32,
+            head_dim: shape.head_dim as u32,
+            stride: row_stride(shape.n_head * shape.head_dim) as u32,
+            scale: shape.scale,
+            window: shape
+                .window
+                .and_then(|window| u32::try_from(window).ok())
+                .unwrap_or(u32::MAX),
+            padding: [0; 2],
+        }
+    }
+}
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "attention",
+    wgsl: include_str!("attention.wgsl"),
+    bindings: &[
+        ("q", Access::Read),
+        ("keys", Access::Read),
+        ("values", Access::Read),
+        ("dst", Access::ReadWrite),
+    ],
+    params_bytes: size_of::<Params>(),
+    uses: Uses {
+        weight: false,
+        kv: true,
+        reduce: true,
+    },
+};
+
+pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
+    super::grid(params.n_head as usize, n_rows)
+}
+
+/// Softmax-weighted values for queries `q` `[n_rows, n_head, head_dim]` over `keys` and `values`
+/// `[capacity, n_head_kv, head_dim]`.
+pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: &mut [f32]) {
+    let Shape {
+        n_head,
+        n_head_kv,
+        head_dim,
+        position,
+        ..
+    } = *shape;
+    for (index, (q, dst)) in q
+        .chunks_exact(head_dim)
+        .zip(dst.chunks_exact_mut(head_dim))
+        .enumerate()
+    {
+        let (row, head) = (index / n_head, index % n_head);
+        let at = |key: usize| {
+            let start = (key * n_head_kv + head / (n_head / n_head_kv)) * head_dim;
+            start..start + head_dim
+        };
+        let visible = first_visible(position + row, shape.window)..=position + row;
+        let mut weights: Vec<f64> = visible
+            .clone()
+            .map(|key| f64::from(shape.scale) * dot(q, &keys[at(key)]))
+            .collect();
+        let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        for weight in &mut weights {
+            *weight = (*weight - highest).exp();
+        }
+        let total: f64 = weights.iter().sum();
+        let mut sums = vec![0.0; head_dim];
+        for (key, weight) in visible.zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(&values[at(key)]) {
+                *sum += weight * f64::from(value);
+            }
+        }
+        for (dst, sum) in dst.iter_mut().zip(sums) {
+            *dst = (sum / total) as f32;
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
+}

@@ -1,0 +1,21 @@
+// Q5_K: d * scale * q - dmin * min, with a scale and a min of 6 bits for each of a block's 8 units.
+// Plane 0: 4 words of nibbles a unit; plane 1: 4 words a block (scale_and_min);
+// plane 2: fifth bits, a word a unit (bit i is weight i's).
+
+struct Header {
+    unit: u32,
+    bits: u32,
+    scale: f32,
+    min: f32,
+}
+
+fn unit_header(unit: u32) -> Header {
+    let scale_min = scale_and_min(p.matrix.planes.y, unit);
+    return Header(unit, weights[p.matrix.planes.z + unit], scale_min.x, scale_min.y);
+}
+
+fn decode8(header: Header, quarter: u32) -> Eight {
+    let word = weights[header.unit * 4u + quarter];
+    let q = nibbles_and_fifth_bits(word, header.bits >> (quarter * 8u));
+    return Eight(q.low * header.scale - header.min, q.high * header.scale - header.min);
+}

@@ -1,0 +1,261 @@
+//! Weights as the kernels read them: the fields of a file's blocks apart, in planes of `u32` words.
+//!
+//! A unit is 32 consecutive weights of a row; rows are padded with zeros to whole units, which only
+//! float types need. `blocks/TYPE.wgsl` states the planes of a type and decodes them, [`decoder`]
+//! is that text. Nothing is rounded, and nothing grows but for the padding of a plane to 16 bytes.
+
+mod pack;
+
+use super::ROW_ALIGNMENT;
+use crate::gguf::WeightType;
+use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
+
+/// Weights in a unit.
+const UNIT: usize = ROW_ALIGNMENT;
+/// Planes are multiples of this: 16 bytes.
+const PLANE_BITS: usize = 128;
+
+/// `Matrix` of `common/matrix.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub(crate) struct Matrix {
+    pub(crate) n_rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) units_per_row: u32,
+    pub(crate) padding: u32,
+    pub(crate) planes: [u32; 4],
+}
+
+/// The WGSL that decodes a weight type.
+pub(crate) fn decoder(ty: WeightType) -> &'static str {
+    match ty {
+        WeightType::F32 => include_str!("../blocks/f32.wgsl"),
+        WeightType::F16 => include_str!("../blocks/f16.wgsl"),
+        WeightType::BF16 => include_str!("../blocks/bf16.wgsl"),
+        WeightType::Q4_0 => include_str!("../blocks/q4_0.wgsl"),
+        WeightType::Q4_1 => include_str!("../blocks/q4_1.wgsl"),
+        WeightType::Q5_0 => include_str!("../blocks/q5_0.wgsl"),
+        WeightType::Q5_1 => include_str!("../blocks/q5_1.wgsl"),
+        WeightType::Q8_0 => include_str!("../blocks/q8_0.wgsl"),
+        WeightType::Q4_K => include_str!("../blocks/q4_k.wgsl"),
+        WeightType::Q5_K => include_str!("../blocks/q5_k.wgsl"),
+        WeightType::Q6_K => include_str!("../blocks/q6_k.wgsl"),
+    }
+}
+
+/// Bits that a unit takes in each plane.
+fn plane_bits(ty: WeightType) -> &'static [usize] {
+    match ty {
+        WeightType::F32 => &[1024],
+        WeightType::F16 | WeightType::BF16 => &[512],
+        WeightType::Q4_0 => &[128, 16],
+        WeightType::Q4_1 => &[128, 32],
+        WeightType::Q5_0 => &[128, 32, 16],
+        WeightType::Q5_1 => &[128, 32, 32],
+        WeightType::Q8_0 => &[256, 16],
+        WeightType::Q4_K => &[128, 16],
+        WeightType::Q5_K => &[128, 16, 32],
+        WeightType::Q6_K => &[128, 64, 16, 2],
+    }
+}
+
+/// Some whole rows of a weight matrix in one binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    pub(crate) ty: WeightType,
+    /// In the whole matrix.
+    pub(crate) first_row: usize,
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+}
+
+impl Shard {
+    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since two rows may share a word.
+    pub(crate) const ROW_STEP: usize = 2;
+
+    /// The shards of a matrix of `n_rows` rows, in order, each of at most `max_bytes`; none where
+    /// `max_bytes` does not hold one row.
+    pub(crate) fn split(
+        ty: WeightType,
+        n_rows: usize,
+        n_cols: usize,
+        max_bytes: usize,
+    ) -> Vec<Shard> {
+        match rows_per_shard(ty, n_cols, max_bytes) {
+            0 => Vec::new(),
+            step => (0..n_rows)
+                .step_by(step)
+                .map(|first_row| Shard {
+                    ty,
+                    first_row,
+                    n_rows: step.min(n_rows - first_row),
+                    n_cols,
+                })
+                .collect(),
+        }
+    }
+
+    /// Units of a row.
+    fn units_per_row(&self) -> usize {
+        self.n_cols.div_ceil(UNIT)
+    }
+
+    /// Words of its binding.
+    pub(crate) fn words(&self) -> usize {
+        let n_units = self.n_rows * self.units_per_row();
+        plane_bits(self.ty)
+            .iter()
+            .map(|bits| plane_words(n_units, *bits))
+            .sum()
+    }
+
+    /// Word offset of each plane; zero where the type has no such plane.
+    fn planes(&self) -> [usize; 4] {
+        let n_units = self.n_rows * self.units_per_row();
+        let mut planes = [0; 4];
+        let mut next = 0;
+        for (plane, bits) in planes.iter_mut().zip(plane_bits(self.ty)) {
+            *plane = next;
+            next += plane_words(n_units, *bits);
+        }
+        planes
+    }
+
+    /// What the kernels are told of it.
+    pub(crate) fn matrix(&self) -> Matrix {
+        Matrix {
+            n_rows: self.n_rows as u32,
+            first_row: self.first_row as u32,
+            units_per_row: self.units_per_row() as u32,
+            padding: 0,
+            planes: self.planes().map(|plane| plane as u32),
+        }
+    }
+
+    /// Repacks `rows` of this shard from their bytes in the file and hands out each run of words with
+    /// its offset in the binding. Calls for disjoint rows write disjoint words, so that a loader may
+    /// stream a shard through a small buffer, several parts at a time.
+    ///
+    /// `rows` starts at a multiple of [`Shard::ROW_STEP`], and ends at one or with the shard.
+    pub(crate) fn repack_rows(
+        &self,
+        rows: Range<usize>,
+        file_bytes: &[u8],
+        mut write: impl FnMut(usize, &[u32]),
+    ) {
+        assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(Self::ROW_STEP));
+        assert!(rows.end == self.n_rows || rows.end.is_multiple_of(Self::ROW_STEP));
+        assert_eq!(
+            file_bytes.len(),
+            rows.len() * self.ty.row_bytes(self.n_cols)
+        );
+
+        let part = Shard {
+            n_rows: rows.len(),
+            ..*self
+        };
+        let mut words = vec![0; part.words()];
+        pack::pack(&part, file_bytes, &mut words);
+
+        let units_before = rows.start * self.units_per_row();
+        let part_units = rows.len() * self.units_per_row();
+        let planes = self.planes().into_iter().zip(part.planes());
+        for ((plane, part_plane), bits) in planes.zip(plane_bits(self.ty)) {
+            let part_words = &words[part_plane..][..(part_units * bits).div_ceil(32)];
+            write(plane + units_before * bits / 32, part_words);
+        }
+    }
+}
+
+/// The most rows that a shard of `max_bytes` holds: a multiple of 64 (a tile) where it holds as many.
+fn rows_per_shard(ty: WeightType, n_cols: usize, max_bytes: usize) -> usize {
+    const TILE: usize = 64;
+    // Word offsets are `u32`.
+    let max_bits = max_bytes.min(u32::MAX as usize) * 8;
+    let planes = plane_bits(ty);
+    let rounded_up = planes.iter().filter(|bits| *bits % PLANE_BITS != 0).count() * PLANE_BITS;
+    let row_bits = n_cols.div_ceil(UNIT).max(1) * planes.iter().sum::<usize>();
+    match max_bits.saturating_sub(rounded_up) / row_bits {
+        n_rows if n_rows < TILE => n_rows,
+        n_rows => n_rows / TILE * TILE,
+    }
+}
+
+/// Words of a plane.
+fn plane_words(n_units: usize, bits: usize) -> usize {
+    (n_units * bits).div_ceil(PLANE_BITS) * PLANE_BITS / 32
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(super) fn bytes(n: usize) -> Vec<u8> {
+        (0..251).cycle().take(n).collect()
+    }
+
+    pub(super) fn repacked(shard: &Shard, step: usize, file: &[u8]) -> Vec<u32> {
+        let row_bytes = shard.ty.row_bytes(shard.n_cols);
+        let mut words = vec![0; shard.words()];
+        for start in (0..shard.n_rows).step_by(step) {
+            let rows = start..shard.n_rows.min(start + step);
+            let part = &file[start * row_bytes..rows.end * row_bytes];
+            shard.repack_rows(rows, part, |offset, part| {
+                words[offset..][..part.len()].copy_from_slice(part);
+            });
+        }
+        words
+    }
+
+    #[test]
+    fn planes_hold_as_many_bits_as_the_file() {
+        for ty in WeightType::ALL {
+            let bits: usize = plane_bits(ty).iter().sum();
+            assert_eq!(bits * ty.block_len(), ty.block_bytes() * 8 * UNIT, "{ty:?}");
+        }
+    }
+
+    #[test]
+    fn repacking_in_parts_gives_what_repacking_at_once_gives() {
+        for ty in WeightType::ALL {
+            let n_cols = if ty.block_len() == 1 {
+                33
+            } else {
+                ty.block_len() * 3
+            };
+            let shard = Shard {
+                ty,
+                first_row: 5,
+                n_rows: 7,
+                n_cols,
+            };
+            let file = bytes(7 * ty.row_bytes(n_cols));
+            let whole = repacked(&shard, 8, &file);
+            assert_eq!(repacked(&shard, 2, &file), whole, "{ty:?}");
+            assert_eq!(repacked(&shard, 4, &file), whole, "{ty:?}");
+        }
+    }
+
+    #[test]
+    fn shards_cover_every_row_and_fit() {
+        for ty in WeightType::ALL {
+            for (n_rows, max_bytes) in [(1000, 100_000), (1000, 20_000), (3, 2048), (3, 1 << 30)] {
+                let shards = Shard::split(ty, n_rows, 256, max_bytes);
+                assert!(
+                    shards.iter().all(|shard| shard.words() * 4 <= max_bytes),
+                    "{ty:?}"
+                );
+                let mut next = 0;
+                for shard in &shards {
+                    assert_eq!(shard.first_row, next, "{ty:?}");
+                    next += shard.n_rows;
+                }
+                assert_eq!(next, n_rows, "{ty:?}");
+            }
+            assert!(Shard::split(ty, 1, 256, 16).is_empty(), "{ty:?}");
+        }
+        let exact = Shard::split(WeightType::F32, 128, 256, 128 * 256 * 4);
+        assert_eq!(exact.len(), 1);
+    }
+}

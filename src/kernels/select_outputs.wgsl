@@ -1,0 +1,32 @@
+// select_outputs: dst[row] = src[n_rows - n_outputs + row]
+// twin: select_outputs::twin
+// shapes: src [n_rows, width], dst [n_outputs, width]
+// grid: one invocation for 4 columns (x, y), outputs (z)
+// needs: nothing
+// numerics: exact
+// source: the definition
+
+struct Params {
+    width: u32,
+    stride: u32, // elements from a row to the next
+    padding: vec2<u32>,
+}
+
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> src: array<vec4<f32>>;       // [n_rows, stride]
+@group(0) @binding(3) var<storage, read_write> dst: array<vec4<f32>>; // [n_outputs, stride]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let quad = (workgroup.y * n_workgroups.x + workgroup.x) * 64u + lane;
+    if quad >= (p.width + 3u) / 4u {
+        return;
+    }
+    let stride = p.stride / 4u;
+    let src_row = batch.n_rows - batch.n_outputs + workgroup.z;
+    dst[workgroup.z * stride + quad] = src[src_row * stride + quad];
+}

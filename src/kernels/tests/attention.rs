@@ -1,0 +1,240 @@
+//! Attention over caches of both types.
+
+use super::elementwise::decode_cache;
+use super::{Random, Values, assert_close, gpu, padded, run_kernel, unpadded, unwritten, variants};
+use crate::kernels::attention::{self, Shape};
+use crate::kernels::{BatchParams, Variant};
+use crate::kv_cache::KvType;
+use half::f16;
+
+/// Of the largest value in the cache, where scores are below 30 or so.
+const BOUND: f64 = 2e-6;
+
+struct Case {
+    seed: u64,
+    shape: Shape,
+    n_rows: usize,
+    /// Of queries and keys.
+    scores: f32,
+    values: Values,
+}
+
+fn encode_cache(ty: KvType, elements: &[f32]) -> Vec<u8> {
+    match ty {
+        KvType::F32 => bytemuck::cast_slice(elements).to_vec(),
+        KvType::F16 => {
+            let halves: Vec<f16> = elements.iter().map(|&x| f16::from_f32(x)).collect();
+            bytemuck::cast_slice(&halves).to_vec()
+        }
+    }
+}
+
+/// Keys behind the last visible one, and before the first one, are not numbers.
+fn check(case: &Case) {
+    let Some(context) = gpu() else { return };
+    for variant in variants(&attention::KERNEL, context.subgroups()) {
+        let Case {
+            seed,
+            shape,
+            n_rows,
+            scores,
+            values,
+        } = case;
+        let mut random = Random::new(*seed);
+        let width = shape.n_head * shape.head_dim;
+        let kv_width = shape.n_head_kv * shape.head_dim;
+        let end = shape.position + n_rows;
+        let first = shape
+            .window
+            .map_or(0, |window| (shape.position + 1).saturating_sub(window));
+        let q: Vec<f32> = (0..n_rows * width)
+            .map(|_| random.signed() * scores)
+            .collect();
+        let mut keys: Vec<f32> = (0..(end + 3) * kv_width)
+            .map(|_| random.signed() * scores)
+            .collect();
+        let mut values_cache = values.fill(&mut random, keys.len());
+        for cache in [&mut keys, &mut values_cache] {
+            cache[..first * kv_width].fill(f32::NAN);
+            cache[end * kv_width..].fill(f32::NAN);
+        }
+        let largest = values.scale();
+        let keys = encode_cache(variant.kv, &keys);
+        let values_cache = encode_cache(variant.kv, &values_cache);
+
+        let mut want = vec![0.0; q.len()];
+        let decoded = [&keys, &values_cache].map(|cache| decode_cache(variant.kv, cache));
+        attention::twin(shape, &q, &decoded[0], &decoded[1], &mut want);
+        let got = run(*n_rows, shape, &variant, &q, &keys, &values_cache);
+        let what = (n_rows, shape, scores, values, variant.kv, variant.subgroups);
+        assert_close("attention", *seed, &what, &got, &want, |_| {
+            BOUND * f64::from(largest)
+        });
+    }
+}
+
+fn run(
+    n_rows: usize,
+    shape: &Shape,
+    variant: &Variant,
+    q: &[f32],
+    keys: &[u8],
+    values: &[u8],
+) -> Vec<f32> {
+    let Some(context) = gpu() else {
+        return Vec::new();
+    };
+    let width = shape.n_head * shape.head_dim;
+    let params = attention::Params::new(shape);
+    let batch = BatchParams {
+        n_rows: n_rows as u32,
+        position: shape.position as u32,
+        n_outputs: 0,
+        padding: 0,
+    };
+    let dst = run_kernel(
+        context,
+        &attention::KERNEL,
+        variant,
+        batch,
+        bytemuck::bytes_of(&params),
+        attention::grid(&params, n_rows),
+        &[&padded(q, width), keys, values, &unwritten(n_rows, width)],
+    );
+    unpadded(dst.last().unwrap(), width)
+}
+
+fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: usize) -> Shape {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    Shape {
+        n_head,
+        n_head_kv,
+        head_dim,
+        position,
+        scale,
+        window: None,
+    }
+}
+
+#[test]
+fn attention_matches_its_twin_for_any_heads() {
+    let heads = [
+        (1, 1, 4),
+        (2, 1, 8),
+        (3, 3, 12),
+        (9, 3, 64),
+        (4, 2, 80),
+        (6, 2, 96),
+        (8, 1, 128),
+        (4, 1, 256),
+        (2, 2, 260),
+        (2, 1, 512),
+    ];
+    for (seed, (n_head, n_head_kv, head_dim)) in (1..).zip(heads) {
+        for (n_rows, position) in [(1, 0), (5, 0), (3, 126)] {
+            let shape = shape(n_head, n_head_kv, head_dim, position);
+            check(&Case {
+                seed,
+                shape,
+                n_rows,
+                scores: 1.0,
+                values: Values::Random,
+            });
+        }
+    }
+}
+
+#[test]
+fn attention_matches_its_twin_at_the_ends_of_tiles() {
+    for position in [62, 63, 64, 126, 127, 128, 1000] {
+        let shape = shape(3, 1, 64, position);
+        check(&Case {
+            seed: 11,
+            shape,
+            n_rows: 2,
+            scores: 2.0,
+            values: Values::Random,
+        });
+    }
+}
+
+#[test]
+fn attention_sees_the_window_alone() {
+    for window in [1, 2, 63, 64, 65, 100, 512, usize::MAX] {
+        for (n_rows, position) in [(1, 0), (5, 70), (2, 300)] {
+            let shape = Shape {
+                window: Some(window),
+                ..shape(4, 2, 32, position)
+            };
+            check(&Case {
+                seed: 12,
+                shape,
+                n_rows,
+                scores: 1.0,
+                values: Values::Random,
+            });
+        }
+    }
+}
+
+#[test]
+fn attention_matches_its_twin_for_zero_tiny_and_huge_values() {
+    for values in [Values::Zero, Values::Tiny] {
+        let shape = shape(4, 2, 64, 100);
+        check(&Case {
+            seed: 13,
+            shape,
+            n_rows: 3,
+            scores: 1.0,
+            values,
+        });
+    }
+    let zero_scores = Case {
+        seed: 14,
+        shape: shape(4, 2, 64, 100),
+        n_rows: 3,
+        scores: 0.0,
+        values: Values::Random,
+    };
+    check(&zero_scores);
+}
+
+#[test]
+fn attention_of_huge_scores_takes_the_highest() {
+    let Some(context) = gpu() else { return };
+    for variant in variants(&attention::KERNEL, context.subgroups()) {
+        let (head_dim, position) = (64, 200);
+        let shape = Shape {
+            scale: 1.0,
+            ..shape(1, 1, head_dim, position)
+        };
+        let n_keys = position + 1;
+        // Scores rise by 64 * 1e4 * 300 a key up to the 150th, then fall.
+        let height = |key: usize| 300.0 * (150.0 - (key as f32 - 150.0).abs());
+        let keys: Vec<f32> = (0..n_keys * head_dim)
+            .map(|i| height(i / head_dim))
+            .collect();
+        let mut random = Random::new(15);
+        let values: Vec<f32> = (0..keys.len()).map(|_| random.signed() * 6e4).collect();
+        let values = encode_cache(variant.kv, &values);
+        let want = decode_cache(variant.kv, &values)[150 * head_dim..151 * head_dim].to_vec();
+        let keys = encode_cache(variant.kv, &keys);
+        for sign in [1e4, 1e15] {
+            let got = run(1, &shape, &variant, &vec![sign; head_dim], &keys, &values);
+            let what = (sign, variant.kv, variant.subgroups);
+            assert_close("attention", 15, &what, &got, &want, |_| 0.0);
+        }
+    }
+}
+
+#[test]
+fn attention_over_8192_keys_matches_its_twin() {
+    let shape = shape(2, 1, 64, 8191);
+    check(&Case {
+        seed: 16,
+        shape,
+        n_rows: 1,
+        scores: 1.0,
+        values: Values::Random,
+    });
+}

@@ -1,0 +1,415 @@
+//! Every variant of every kernel as each backend will see it, and against its Rust declarations.
+
+use super::variants;
+use crate::kernels::{
+    ALL, Access, BatchParams, Kernel, add, attention, embed, gated_activation, matmul, matvec,
+    rms_norm, rope, select_outputs, store_kv,
+};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, ShaderStage, StorageAccess, TypeInner};
+use std::mem::offset_of;
+
+/// The limits that every WebGPU adapter has.
+const MAX_INVOCATIONS: u32 = 256;
+const MAX_WORKGROUP_BYTES: u32 = 16384;
+const MAX_STORAGE_BUFFERS: usize = 8;
+
+type Members = Vec<(&'static str, usize)>;
+
+macro_rules! members {
+    ($params:ty { $($member:ident),* }) => {
+        vec![$((stringify!($member), offset_of!($params, $member))),*]
+    };
+}
+
+/// Names and offsets of a kernel's `Params` in Rust.
+fn params_members(kernel: &Kernel) -> Members {
+    match kernel.name {
+        "add" => members!(add::Params {
+            width,
+            stride,
+            padding
+        }),
+        "attention" => members!(attention::Params {
+            n_head,
+            n_head_kv,
+            head_dim,
+            stride,
+            scale,
+            window,
+            padding
+        }),
+        "embed" => members!(embed::Params {
+            matrix,
+            dst_stride,
+            scale,
+            padding
+        }),
+        "gated_activation" => {
+            members!(gated_activation::Params {
+                width,
+                stride,
+                activation,
+                padding
+            })
+        }
+        "matmul" => members!(matmul::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            extent,
+            has_bias
+        }),
+        "matvec" => members!(matvec::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            extent,
+            has_bias
+        }),
+        "rms_norm" => members!(rms_norm::Params {
+            group,
+            n_groups,
+            stride,
+            eps
+        }),
+        "rope" => members!(rope::Params {
+            n_head,
+            head_dim,
+            n_dims,
+            stride,
+            pair_step,
+            pair_distance,
+            padding
+        }),
+        "select_outputs" => members!(select_outputs::Params {
+            width,
+            stride,
+            padding
+        }),
+        "store_kv" => members!(store_kv::Params {
+            width,
+            stride,
+            padding
+        }),
+        name => panic!("the members of the parameters of `{name}` are not listed here"),
+    }
+}
+
+/// Parses and validates as wgpu does on a device with subgroups or without.
+fn parse(source: &str, subgroups: bool) -> Result<(Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32; // Vulkan, Metal and DX12 have it
+    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(source))?;
+    Ok((module, info))
+}
+
+fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(message()) }
+}
+
+fn check_members(module: &Module, name: &str, bytes: usize, want: &Members) -> Result<(), String> {
+    let found = module
+        .types
+        .iter()
+        .find(|(_, ty)| ty.name.as_deref() == Some(name));
+    let Some(TypeInner::Struct { members, span }) = found.map(|(_, ty)| &ty.inner) else {
+        return Err(format!("there is no struct `{name}`"));
+    };
+    require(*span as usize == bytes, || {
+        format!("`{name}` has {span} bytes, expected {bytes}")
+    })?;
+    let got: Vec<_> = members
+        .iter()
+        .map(|m| (m.name.as_deref().unwrap_or(""), m.offset as usize))
+        .collect();
+    require(got == *want, || {
+        format!("`{name}` has members {got:?}, expected {want:?}")
+    })
+}
+
+fn check_bindings(module: &Module, kernel: &Kernel) -> Result<(), String> {
+    let load = StorageAccess::LOAD;
+    let mut want = vec![
+        (0, 0, "batch", AddressSpace::Uniform),
+        (0, 1, "p", AddressSpace::Uniform),
+    ];
+    for (binding, &(name, access)) in (2..).zip(kernel.bindings) {
+        let access = match access {
+            Access::Read => load,
+            Access::ReadWrite => load | StorageAccess::STORE,
+        };
+        want.push((0, binding, name, AddressSpace::Storage { access }));
+    }
+    let mut got = Vec::new();
+    for (_, global) in module.global_variables.iter() {
+        if let Some(binding) = &global.binding {
+            let name = global.name.as_deref().unwrap_or("");
+            got.push((binding.group, binding.binding, name, global.space));
+        }
+    }
+    got.sort_by_key(|&(group, binding, ..)| (group, binding));
+    require(got == want, || {
+        format!("bindings {got:?}, expected {want:?}")
+    })?;
+    require(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, || {
+        "too many bindings".to_owned()
+    })
+}
+
+fn check_workgroup(module: &Module) -> Result<(), String> {
+    let [entry] = &module.entry_points[..] else {
+        return Err(format!(
+            "{} entry points, expected 1",
+            module.entry_points.len()
+        ));
+    };
+    require(
+        entry.name == "main" && entry.stage == ShaderStage::Compute,
+        || {
+            format!(
+                "the entry point is {:?} `{}`, expected Compute `main`",
+                entry.stage, entry.name
+            )
+        },
+    )?;
+    let invocations: u32 = entry.workgroup_size.iter().product();
+    require(invocations <= MAX_INVOCATIONS && invocations != 32, || {
+        format!("{invocations} invocations in a workgroup")
+    })?;
+    let mut layouter = naga::proc::Layouter::default();
+    layouter
+        .update(module.to_ctx())
+        .map_err(|error| error.to_string())?;
+    let shared = |space| space == AddressSpace::WorkGroup;
+    let globals = module
+        .global_variables
+        .iter()
+        .filter(|(_, global)| shared(global.space));
+    let bytes: u32 = globals
+        .map(|(_, global)| layouter[global.ty].to_stride())
+        .sum();
+    require(bytes <= MAX_WORKGROUP_BYTES, || {
+        format!("{bytes} bytes of workgroup memory")
+    })
+}
+
+/// Options as wgpu sets them for trusted shaders on macOS 12, the oldest that has what it needs.
+fn to_msl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
+    let mut resources = msl::EntryPointResources {
+        sizes_buffer: Some(30),
+        ..Default::default()
+    };
+    for (_, global) in module.global_variables.iter() {
+        if let Some(binding) = global.binding {
+            let mutable = global.space.access().contains(StorageAccess::STORE);
+            let slot = u8::try_from(binding.binding).map_err(|error| error.to_string())?;
+            let target = msl::BindTarget {
+                buffer: Some(slot),
+                mutable,
+                ..Default::default()
+            };
+            resources.resources.insert(binding, target);
+        }
+    }
+    let options = msl::Options {
+        lang_version: (2, 4),
+        per_entry_point_map: [("main".to_owned(), resources)].into(),
+        fake_missing_bindings: false,
+        bounds_check_policies: unchecked(),
+        zero_initialize_workgroup_memory: false,
+        force_loop_bounding: false,
+        emit_int_div_checks: false,
+        ..Default::default()
+    };
+    let pipeline = msl::PipelineOptions {
+        entry_point: Some((ShaderStage::Compute, "main".to_owned())),
+        ..Default::default()
+    };
+    let translated = msl::write_string(module, info, &options, &pipeline);
+    let (text, translation) = translated.map_err(|error| format!("MSL: {error}"))?;
+    let [name] = &translation.entry_point_names[..] else {
+        return Err("MSL: not one entry point".to_owned());
+    };
+    name.as_ref().map_err(|error| format!("MSL: {error}"))?;
+    Ok(text)
+}
+
+fn unchecked() -> naga::proc::BoundsCheckPolicies {
+    let policy = naga::proc::BoundsCheckPolicy::Unchecked;
+    naga::proc::BoundsCheckPolicies {
+        index: policy,
+        buffer: policy,
+        image_load: policy,
+        binding_array: policy,
+    }
+}
+
+fn to_spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
+    let options = spv::Options {
+        lang_version: (1, 3),
+        bounds_check_policies: unchecked(),
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+        force_loop_bounding: false,
+        emit_int_div_checks: false,
+        ..Default::default()
+    };
+    let entry_point = "main".to_owned();
+    let pipeline = spv::PipelineOptions {
+        shader_stage: ShaderStage::Compute,
+        entry_point,
+    };
+    spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|e| format!("SPIR-V: {e}"))
+}
+
+/// Shader model 5.1 is what Windows compiles without an extra library; subgroups need 6.0.
+fn to_hlsl(module: &Module, info: &ModuleInfo, subgroups: bool) -> Result<String, String> {
+    let shader_model = if subgroups {
+        hlsl::ShaderModel::V6_0
+    } else {
+        hlsl::ShaderModel::V5_1
+    };
+    let options = hlsl::Options {
+        shader_model,
+        zero_initialize_workgroup_memory: false,
+        restrict_indexing: false,
+        special_constants_binding: Some(hlsl::BindTarget {
+            space: 255,
+            ..Default::default()
+        }),
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let entry_point = Some((ShaderStage::Compute, "main".to_owned()));
+    let pipeline = hlsl::PipelineOptions { entry_point };
+    let mut text = String::new();
+    let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .map_err(|error| format!("HLSL: {error}"))?;
+    for name in reflection.entry_point_names {
+        name.map_err(|error| format!("HLSL: {error}"))?;
+    }
+    Ok(text)
+}
+
+/// HLSL has no subgroup id: naga 30 derives it from the invocation's index, which no device promises,
+/// and leaves members of a struct that are subgroup builtins unset.
+fn check_subgroup_builtins(module: &Module) -> Result<(), String> {
+    use naga::{Binding, BuiltIn};
+    let arguments = module
+        .entry_points
+        .iter()
+        .flat_map(|entry| &entry.function.arguments);
+    let members = module.types.iter().filter_map(|(_, ty)| match &ty.inner {
+        TypeInner::Struct { members, .. } => Some(members),
+        _ => None,
+    });
+    let of_arguments = arguments.map(|argument| &argument.binding);
+    let mut bindings = of_arguments.chain(members.flatten().map(|member| &member.binding));
+    let of_subgroups = |binding: &Option<Binding>| {
+        use BuiltIn::{NumSubgroups, SubgroupId, SubgroupInvocationId, SubgroupSize};
+        let Some(Binding::BuiltIn(builtin)) = binding else {
+            return false;
+        };
+        matches!(
+            builtin,
+            NumSubgroups | SubgroupId | SubgroupInvocationId | SubgroupSize
+        )
+    };
+    require(!bindings.any(of_subgroups), || {
+        "a subgroup builtin".to_owned()
+    })
+}
+
+fn check(kernel: &Kernel, source: &str, members: &Members, subgroups: bool) -> Result<(), String> {
+    let (module, info) = parse(source, subgroups)?;
+    let batch = members!(BatchParams {
+        n_rows,
+        position,
+        n_outputs,
+        padding
+    });
+    check_members(&module, "Batch", size_of::<BatchParams>(), &batch)?;
+    check_members(&module, "Params", kernel.params_bytes, members)?;
+    require(kernel.params_bytes.is_multiple_of(16), || {
+        "`Params` is not padded".to_owned()
+    })?;
+    check_bindings(&module, kernel)?;
+    check_workgroup(&module)?;
+    check_subgroup_builtins(&module)?;
+    to_msl(&module, &info)?;
+    to_spirv(&module, &info)?;
+    to_hlsl(&module, &info, subgroups)?;
+    Ok(())
+}
+
+#[test]
+fn every_variant_of_every_kernel_translates_and_matches_its_declaration() {
+    for kernel in ALL {
+        for variant in variants(kernel, true) {
+            let source = kernel.source(&variant);
+            let subgroups = kernel.uses.reduce && variant.subgroups;
+            if let Err(error) = check(kernel, &source, &params_members(kernel), subgroups) {
+                panic!("`{}` {variant:?}: {error}", kernel.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kernel_opens_with_its_header() {
+    let keys = ["twin", "shapes", "grid", "needs", "numerics", "source"];
+    for kernel in ALL {
+        let comments: Vec<_> = kernel
+            .wgsl
+            .lines()
+            .map_while(|line| line.strip_prefix("// "))
+            .collect();
+        let begins = |line: &&str, key: &str| line.starts_with(&format!("{key}: "));
+        let missing = |key: &&str| !comments.iter().any(|line| begins(line, key));
+        assert!(begins(&comments[0], kernel.name), "`{}`", kernel.name);
+        let missing: Vec<_> = keys.into_iter().filter(missing).collect();
+        assert!(
+            missing.is_empty(),
+            "the header of `{}` lacks {missing:?}",
+            kernel.name
+        );
+    }
+}
+
+/// What [`check`] says of `add` after a replacement in its text.
+fn refusal(from: &str, to: &str) -> String {
+    let source = add::KERNEL.source(&variants(&add::KERNEL, true)[0]);
+    assert!(source.contains(from), "`{from}` is not in the text");
+    let source = source.replacen(from, to, 1);
+    check(&add::KERNEL, &source, &params_members(&add::KERNEL), false).unwrap_err()
+}
+
+#[test]
+fn the_check_refuses_a_broken_kernel() {
+    assert!(refusal("a[at] + b[at]", "a[at] + absent").contains("absent"));
+    assert!(refusal("a[at] + b[at]", "subgroupAdd(a[at])").contains("apabilit"));
+    assert!(refusal("fn main", "fn start").contains("`start`"));
+    assert!(refusal("width: u32,", "width: u32, more: u32,").contains("`Params` has "));
+    assert!(refusal("position: u32", "place: u32").contains("`Batch` has members"));
+    assert!(refusal("storage, read> b", "storage, read_write> b").contains("bindings"));
+    assert!(refusal("@binding(3)", "@binding(7)").contains("bindings"));
+    assert!(refusal("workgroup_size(64)", "workgroup_size(512)").contains("512 invocations"));
+    assert!(refusal("workgroup_size(64)", "workgroup_size(32)").contains("32 invocations"));
+    let lane = "@builtin(subgroup_invocation_id) lane: u32, @builtin(local_invocation_index)";
+    let source = rms_norm::KERNEL.source(&variants(&rms_norm::KERNEL, true)[1]);
+    let source = source.replacen(
+        "@builtin(local_invocation_index) lane",
+        &format!("{lane} _lane"),
+        1,
+    );
+    let members = params_members(&rms_norm::KERNEL);
+    let error = check(&rms_norm::KERNEL, &source, &members, true).unwrap_err();
+    assert_eq!(error, "a subgroup builtin");
+    let shared = "var<workgroup> large: array<vec4<f32>, 1025>;\n@compute";
+    assert!(refusal("@compute", shared).contains("16400 bytes of workgroup memory"));
+}

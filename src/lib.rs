@@ -1,0 +1,37 @@
+#![doc = include_str!("../README.md")]
+//! # From a prompt to text
+//!
+//! [`Engine::builder`] opens a file ([`gguf`]), reads its [`model`] spec and weights, writes the forward
+//! pass as a [`plan`] and puts the weights on a [`Device`]. [`Session::generate`] turns text into tokens
+//! ([`tokenizer`]), runs them through the plan, keeps keys and values in the [`kv_cache`], chooses each
+//! next token ([`sampler`]) and turns it back into text.
+
+mod chat_template;
+mod device;
+mod diagnostics;
+mod engine;
+mod error;
+mod generation;
+pub mod gguf;
+mod kernels;
+pub mod kv_cache;
+pub mod model;
+pub mod plan;
+pub mod sampler;
+mod session;
+pub mod tokenizer;
+
+pub use chat_template::{ChatTemplate, Message};
+pub use device::wgpu::GpuFeatures;
+pub use device::{Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use diagnostics::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
+pub use engine::{Engine, EngineBuilder, Progress};
+pub use error::{Error, Result};
+pub use generation::{
+    Completion, FinishReason, GenerateOptions, GenerateStats, Generation, Piece,
+};
+pub use kv_cache::KvType;
+pub use model::WeightStorage;
+pub use sampler::SamplingOptions;
+pub use session::{Intermediate, Session};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,15 @@
+//! What a GGUF file says of its model: the [`DecoderSpec`], its weights, and the forward pass.
+
+mod architectures;
+mod decoder;
+mod hyperparameters;
+mod rope;
+mod spec;
+mod weights;
+
+pub use rope::{RopeScaling, RopeSpec};
+pub use spec::{DecoderSpec, LayerSpec};
+pub use weights::{WeightId, WeightStorage};
+
+pub(crate) use decoder::{DecoderModel, decoder_plan};
+pub(crate) use weights::{Weight, Weights};

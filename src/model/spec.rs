@@ -1,0 +1,256 @@
+//! The shape and constants of a decoder, read from the file.
+
+use super::architectures::{self, Architecture, EmbeddingScale, Windows};
+use super::hyperparameters::Hyperparameters;
+use super::rope::{RopeScaling, RopeSpec};
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, WeightType};
+use crate::kernels::attention::MAX_HEAD_DIM;
+use crate::kv_cache::KvLayer;
+use crate::plan::Activation;
+
+/// Everything about a decoder model that is not a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderSpec {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, empty where absent.
+    pub name: String,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream (GGUF `embedding_length`).
+    pub hidden_size: usize,
+    /// Tokens the model was trained for.
+    pub context_length: usize,
+    /// Added to the mean square in every RMS norm.
+    pub rms_norm_eps: f32,
+    /// Factor on the embedding.
+    pub embedding_scale: f32,
+    /// On the gate of each feed-forward block.
+    pub activation: Activation,
+    /// Each layer.
+    pub layers: Vec<LayerSpec>,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key-value heads.
+    pub n_head_kv: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Multiplies query-key products.
+    pub attention_scale: f32,
+    /// Tokens a query sees, itself included; `None` for all before it.
+    pub window: Option<usize>,
+    /// The rotary embedding.
+    pub rope: RopeSpec,
+}
+
+impl DecoderSpec {
+    /// Reads the spec of a file.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an architecture or a hyper-parameter that is not known,
+    /// [`Error::InvalidModel`] for one that is missing or contradicts another.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let metadata = gguf.metadata();
+        let name = metadata.require_str("general.architecture")?;
+        let architecture = architectures::find(name)?;
+        let keys = Hyperparameters::new(metadata, name);
+
+        let n_layer = keys.require_usize("block_count")?;
+        let hidden_size = keys.require_usize("embedding_length")?;
+        let counts = [("block_count", n_layer), ("embedding_length", hidden_size)];
+        for (key, value) in counts {
+            if value == 0 || value > 1 << 24 {
+                return Err(keys.invalid(key, format!("{value}, expected 1 to {}", 1 << 24)));
+            }
+        }
+        let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| Error::InvalidModel {
+            message: "tensor `token_embd.weight` is missing".to_owned(),
+        })?;
+        let spec = DecoderSpec {
+            architecture: name.to_owned(),
+            name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
+            vocab_size: embedding.n_rows(),
+            hidden_size,
+            context_length: keys.require_usize("context_length")?.max(1),
+            rms_norm_eps: keys.require_f32("attention.layer_norm_rms_epsilon")?,
+            embedding_scale: match architecture.embedding_scale {
+                EmbeddingScale::One => 1.0,
+                EmbeddingScale::SqrtHiddenSize => (hidden_size as f32).sqrt(),
+            },
+            activation: architecture.activation,
+            layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+        };
+        if let Some(stated) = keys.usize("vocab_size")?
+            && stated != spec.vocab_size
+        {
+            let what =
+                format!("{stated}, but `token_embd.weight` has {} rows", spec.vocab_size);
+            return Err(keys.invalid("vocab_size", what));
+        }
+        keys.refuse_unread()?;
+        Ok(spec)
+    }
+
+    /// Layers of the decoder.
+    pub fn n_layer(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// What each layer's cache holds for a position.
+    pub fn kv_layers(&self) -> Vec<KvLayer> {
+        let layer = |layer: &LayerSpec| KvLayer {
+            n_head_kv: layer.n_head_kv,
+            head_dim: layer.head_dim,
+        };
+        self.layers.iter().map(layer).collect()
+    }
+}
+
+fn layers(
+    gguf: &Gguf,
+    architecture: &Architecture,
+    keys: &Hyperparameters<'_>,
+    n_layer: usize,
+    hidden_size: usize,
+) -> Result<Vec<LayerSpec>> {
+    let required = |key: &str| -> Result<Vec<usize>> {
+        keys.per_layer(key, n_layer)?.ok_or_else(|| keys.invalid(key, "missing"))
+    };
+    let n_head = required("attention.head_count")?;
+    let n_head_kv =
+        keys.per_layer("attention.head_count_kv", n_layer)?.unwrap_or_else(|| n_head.clone());
+    let intermediate_size = required("feed_forward_length")?;
+    let head_dim = match keys.usize("attention.key_length")? {
+        Some(head_dim) => head_dim,
+        None => hidden_size / n_head.first().copied().unwrap_or(1).max(1),
+    };
+    if let Some(value_length) = keys.usize("attention.value_length")?
+        && value_length != head_dim
+    {
+        let what = format!("{value_length}, expected the key length {head_dim}");
+        return Err(keys.invalid("attention.value_length", what));
+    }
+    if head_dim == 0 || head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(4) {
+        let what = format!("{head_dim}, expected a multiple of 4 up to {MAX_HEAD_DIM}");
+        return Err(keys.invalid("attention.key_length", what));
+    }
+    let global_rope = rope(gguf, architecture, keys, head_dim)?;
+    let window = match architecture.windows {
+        Windows::None => None,
+        Windows::Periodic { .. } => keys.usize("attention.sliding_window")?,
+    };
+    let (windowed, local_rope) = match (architecture.windows, window) {
+        (Windows::Periodic { period, local_theta }, Some(_)) => {
+            let local = RopeSpec {
+                theta: keys.f32("rope.freq_base_swa")?.unwrap_or(local_theta),
+                scaling: RopeScaling::None,
+                attention_factor: 1.0,
+                ..global_rope.clone()
+            };
+            (keys.windowed_layers("attention.sliding_window_pattern", period, n_layer)?, local)
+        }
+        _ => (vec![false; n_layer], global_rope.clone()),
+    };
+    let scale = match keys.f32("attention.scale")? {
+        Some(scale) if scale != 0.0 => scale,
+        _ => architecture.attention_scale(n_layer, hidden_size, n_head[0], head_dim),
+    };
+    (0..n_layer)
+        .map(|layer| {
+            let (n_head, n_head_kv) = (n_head[layer], n_head_kv[layer]);
+            if n_head == 0 || n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
+                let what = format!(
+                    "{n_head_kv} in layer {layer}, expected a divisor of the {n_head} query heads"
+                );
+                return Err(keys.invalid("attention.head_count_kv", what));
+            }
+            Ok(LayerSpec {
+                n_head,
+                n_head_kv,
+                head_dim,
+                intermediate_size: intermediate_size[layer],
+                attention_scale: scale,
+                window: window.filter(|_| windowed[layer]),
+                rope: if windowed[layer] { local_rope.clone() } else { global_rope.clone() },
+            })
+        })
+        .collect()
+}
+
+fn rope(
+    gguf: &Gguf,
+    architecture: &Architecture,
+    keys: &Hyperparameters<'_>,
+    head_dim: usize,
+) -> Result<RopeSpec> {
+    let n_dims = keys.usize("rope.dimension_count")?.unwrap_or(head_dim);
+    if n_dims == 0 || n_dims > head_dim || !n_dims.is_multiple_of(2) {
+        let what = format!("{n_dims}, expected an even number up to the head's {head_dim}");
+        return Err(keys.invalid("rope.dimension_count", what));
+    }
+    let theta = keys.f32("rope.freq_base")?.unwrap_or(10000.0);
+    // `rope.scale_linear` is the older name of the factor.
+    let older = keys.f32("rope.scale_linear")?;
+    let factor = keys.f32("rope.scaling.factor")?.or(older).unwrap_or(1.0);
+    if theta <= 1.0 {
+        return Err(keys.invalid("rope.freq_base", format!("{theta}, expected more than 1")));
+    }
+    let factor = if factor == 0.0 { 1.0 } else { factor };
+    if factor < 0.0 {
+        return Err(keys.invalid("rope.scaling.factor", format!("{factor}, expected more than 0")));
+    }
+    let original_context_length = keys.usize("rope.scaling.original_context_length")?;
+    let log_multiplier = keys.f32("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+    let scaling = match keys.str("rope.scaling.type")? {
+        Some("none") => RopeScaling::None,
+        None | Some("linear") if factor == 1.0 => RopeScaling::None,
+        None | Some("linear") => RopeScaling::Linear { factor },
+        Some("yarn") => RopeScaling::Yarn {
+            factor,
+            original_context_length: match original_context_length {
+                Some(length) if length > 0 => length,
+                _ => keys.require_usize("context_length")?,
+            },
+            log_multiplier,
+        },
+        Some(other) => {
+            return Err(Error::Unsupported {
+                kind: "rope scaling",
+                name: other.to_owned(),
+                supported: "none, linear, yarn".to_owned(),
+            });
+        }
+    };
+    Ok(RopeSpec {
+        pairing: architecture.rope_pairing,
+        n_dims,
+        theta,
+        scaling,
+        attention_factor: keys.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        divisors: if architecture.rope_divisors { rope_divisors(gguf, n_dims)? } else { None },
+    })
+}
+
+fn rope_divisors(gguf: &Gguf, n_dims: usize) -> Result<Option<Vec<f32>>> {
+    let Some(tensor) = gguf.tensor(super::weights::ROPE_DIVISORS) else { return Ok(None) };
+    let invalid = |what: String| Error::InvalidModel {
+        message: format!("tensor `{}`: {what}", tensor.name),
+    };
+    if tensor.shape != [n_dims / 2] {
+        return Err(invalid(format!("shape {:?}, expected [{}]", tensor.shape, n_dims / 2)));
+    }
+    let mut divisors = vec![0.0; n_dims / 2];
+    WeightType::try_from(tensor.ty)?.decode(gguf.tensor_bytes(tensor), &mut divisors);
+    match divisors.iter().find(|d| !(d.is_finite() && **d != 0.0)) {
+        Some(bad) => Err(invalid(format!("{bad}, expected finite divisors other than 0"))),
+        None => Ok(Some(divisors)),
+    }
+}

@@ -1,0 +1,252 @@
+//! The weights of a model by name and shape: views into the file, in the type a device will hold.
+
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, TensorInfo, WeightType};
+use half::f16;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Read into the rope tables, not kept as a weight.
+pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// A weight of a model, by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId(pub(crate) usize);
+
+/// The type in which devices hold matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// As in the file; quantised blocks are decoded inside the kernels.
+    #[default]
+    Native,
+    /// Decoded at load and rounded to 16-bit floats.
+    F16,
+    /// Decoded at load: rules quantised kernels in or out.
+    F32,
+}
+
+/// A matrix `[n_rows, n_cols]`, or a vector (one row), of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Weight {
+    /// The tensor's name, with `[a..b]` for a part of a fused one.
+    pub(crate) name: String,
+    /// Rows (outputs); 1 for a vector.
+    pub(crate) n_rows: usize,
+    /// Elements of a row (inputs).
+    pub(crate) n_cols: usize,
+    /// The type in the file.
+    pub(crate) file_type: WeightType,
+    /// The type on the device: vectors are always F32.
+    pub(crate) ty: WeightType,
+    /// Index of the tensor in the file.
+    tensor: usize,
+    /// Elements of the tensor before this weight's first.
+    first_element: usize,
+}
+
+impl Weight {
+    /// Bytes of the whole weight in the type of the device.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        (self.ty.row_bytes(self.n_cols) * self.n_rows) as u64
+    }
+}
+
+/// Every weight of a model. Clones share the file.
+#[derive(Clone)]
+pub(crate) struct Weights {
+    gguf: Arc<Gguf>,
+    entries: Vec<Weight>,
+}
+
+impl Weights {
+    pub(crate) fn get(&self, id: WeightId) -> &Weight {
+        &self.entries[id.0]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (WeightId, &Weight)> {
+        self.entries.iter().enumerate().map(|(index, weight)| (WeightId(index), weight))
+    }
+
+    /// Bytes of all weights as devices hold them.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.entries.iter().map(Weight::stored_bytes).sum()
+    }
+
+    fn tensor(&self, weight: &Weight) -> &TensorInfo {
+        &self.gguf.tensors()[weight.tensor]
+    }
+
+    /// The bytes of some rows as they lie in the file.
+    fn file_rows(&self, id: WeightId, rows: Range<usize>) -> &[u8] {
+        let weight = self.get(id);
+        let bytes = self.gguf.tensor_bytes(self.tensor(weight));
+        let elements = |row: usize| weight.first_element + row * weight.n_cols;
+        let at = |element: usize| {
+            element / weight.file_type.block_len() * weight.file_type.block_bytes()
+        };
+        &bytes[at(elements(rows.start))..at(elements(rows.end))]
+    }
+
+    /// Some rows in the type of the device.
+    pub(crate) fn stored_rows(&self, id: WeightId, rows: Range<usize>) -> Cow<'_, [u8]> {
+        let weight = self.get(id);
+        let bytes = self.file_rows(id, rows.clone());
+        if weight.ty == weight.file_type {
+            return Cow::Borrowed(bytes);
+        }
+        let mut values = vec![0.0; rows.len() * weight.n_cols];
+        weight.file_type.decode(bytes, &mut values);
+        Cow::Owned(weight.ty.encode(&values))
+    }
+
+    /// The values of some rows as the device holds them: `[rows.len(), n_cols] f32` into `out`.
+    pub(crate) fn decode_rows(&self, id: WeightId, rows: Range<usize>, out: &mut [f32]) {
+        let weight = self.get(id);
+        weight.file_type.decode(self.file_rows(id, rows), out);
+        if weight.ty == WeightType::F16 && weight.file_type != WeightType::F16 {
+            out.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
+        }
+    }
+
+    /// A whole vector.
+    pub(crate) fn vector(&self, id: WeightId) -> Vec<f32> {
+        let weight = self.get(id);
+        let mut values = vec![0.0; weight.n_rows * weight.n_cols];
+        self.decode_rows(id, 0..weight.n_rows, &mut values);
+        values
+    }
+
+    /// Tells the operating system that the file's pages of a weight are not needed any more.
+    pub(crate) fn release(&self, id: WeightId) {
+        self.gguf.release(self.tensor(self.get(id)));
+    }
+}
+
+/// Finds the weights of a model in its file and refuses what is left over.
+pub(super) struct WeightFinder {
+    gguf: Arc<Gguf>,
+    storage: WeightStorage,
+    entries: Vec<Weight>,
+    used: BTreeSet<usize>,
+}
+
+impl WeightFinder {
+    pub(super) fn new(gguf: Arc<Gguf>, storage: WeightStorage) -> Self {
+        WeightFinder { gguf, storage, entries: Vec::new(), used: BTreeSet::new() }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(name).is_some()
+    }
+
+    /// The vector `name`, `[n]`.
+    pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId> {
+        self.part(name, &[n], 0..1)
+    }
+
+    /// The matrix `name`, `[n_rows, n_cols]`.
+    pub(super) fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
+        self.part(name, &[n_rows, n_cols], 0..n_rows)
+    }
+
+    /// Rows of a matrix, or (for a shape of one dimension) elements of a vector cut in equal units:
+    /// `rows` counts matrix rows, or is `0..1` for a whole vector.
+    pub(super) fn part(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, shape)?;
+        let n_cols = shape[shape.len() - 1];
+        let is_matrix = shape.len() > 1;
+        let ty = match self.storage {
+            _ if !is_matrix => WeightType::F32,
+            WeightStorage::Native => file_type,
+            WeightStorage::F16 => WeightType::F16,
+            WeightStorage::F32 => WeightType::F32,
+        };
+        let whole = !is_matrix || rows == (0..shape[0]);
+        let name = if whole { name.to_owned() } else { format!("{name}[{rows:?}]") };
+        Ok(self.push(Weight {
+            name,
+            n_rows: rows.len(),
+            n_cols,
+            file_type,
+            ty,
+            tensor,
+            first_element: rows.start * n_cols,
+        }))
+    }
+
+    /// Elements of the vector `name` of `n` elements.
+    pub(super) fn vector_part(
+        &mut self,
+        name: &str,
+        n: usize,
+        elements: Range<usize>,
+    ) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, &[n])?;
+        if file_type.block_len() != 1 {
+            return Err(Error::Unsupported {
+                kind: "type of a fused bias",
+                name: file_type.name().to_owned(),
+                supported: "f32, f16, bf16".to_owned(),
+            });
+        }
+        Ok(self.push(Weight {
+            name: format!("{name}[{elements:?}]"),
+            n_rows: 1,
+            n_cols: elements.len(),
+            file_type,
+            ty: WeightType::F32,
+            tensor,
+            first_element: elements.start,
+        }))
+    }
+
+    /// The index and type of a tensor of this very shape; from here on it counts as used.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<(usize, WeightType)> {
+        let found = self.gguf.tensors().iter().position(|tensor| tensor.name == name);
+        let index = found.ok_or_else(|| Error::InvalidModel {
+            message: format!("tensor `{name}` is missing"),
+        })?;
+        let tensor = &self.gguf.tensors()[index];
+        if tensor.shape != shape {
+            let message =
+                format!("tensor `{name}`: shape {:?}, expected {shape:?}", tensor.shape);
+            return Err(Error::InvalidModel { message });
+        }
+        self.used.insert(index);
+        Ok((index, WeightType::try_from(tensor.ty)?))
+    }
+
+    fn push(&mut self, weight: Weight) -> WeightId {
+        self.entries.push(weight);
+        WeightId(self.entries.len() - 1)
+    }
+
+    /// Counts a tensor as used that is not kept as a weight.
+    pub(super) fn mark_used(&mut self, name: &str) {
+        self.used.extend(self.gguf.tensors().iter().position(|tensor| tensor.name == name));
+    }
+
+    /// All weights, if every tensor of the file is used.
+    pub(super) fn finish(self) -> Result<Weights> {
+        let tensors = self.gguf.tensors().iter().enumerate();
+        let unused: Vec<&str> = tensors
+            .filter(|(index, _)| !self.used.contains(index))
+            .map(|(_, tensor)| tensor.name.as_str())
+            .collect();
+        if let Some(first) = unused.first() {
+            let message = format!(
+                "tensor `{first}` is not used by this architecture ({} such tensors)",
+                unused.len()
+            );
+            return Err(Error::InvalidModel { message });
+        }
+        Ok(Weights { gguf: self.gguf, entries: self.entries })
+    }
+}

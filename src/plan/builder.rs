@@ -1,0 +1,166 @@
+//! Writes a plan one step at a time, checking widths as it goes.
+
+use super::{
+    Activation, Buffer, BufferId, Extent, Op, Plan, RopeTable, RopeTableId, Step, check::check,
+};
+use crate::error::Result;
+use crate::kv_cache::KvLayer;
+use crate::model::{WeightId, Weights};
+
+/// Builds a [`Plan`]. Each method adds a step called `prefix` + `name` and returns the buffer it writes.
+pub(crate) struct PlanBuilder<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    buffers: Vec<Buffer>,
+    rope_tables: Vec<RopeTable>,
+    steps: Vec<Step>,
+}
+
+/// One key-value source of an attention: the layer that owns the cache and the query heads that read it.
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionParams {
+    pub(crate) layer: usize,
+    pub(crate) n_head: usize,
+    pub(crate) scale: f32,
+    pub(crate) window: Option<usize>,
+}
+
+impl<'a> PlanBuilder<'a> {
+    pub(crate) fn new(weights: &'a Weights) -> Self {
+        PlanBuilder {
+            weights,
+            prefix: String::new(),
+            buffers: Vec::new(),
+            rope_tables: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Steps from here on are named `blk.{layer}.NAME`, or plain `NAME` for `None`.
+    pub(crate) fn layer(&mut self, layer: Option<usize>) {
+        self.prefix = layer.map_or_else(String::new, |layer| format!("blk.{layer}."));
+    }
+
+    /// The id of a table; equal tables are one.
+    pub(crate) fn rope_table(&mut self, table: RopeTable) -> RopeTableId {
+        let found = self.rope_tables.iter().position(|known| *known == table);
+        RopeTableId(found.unwrap_or_else(|| {
+            self.rope_tables.push(table);
+            self.rope_tables.len() - 1
+        }))
+    }
+
+    fn buffer(&mut self, name: &str, width: usize, extent: Extent) -> BufferId {
+        let wanted = Buffer { name: name.to_owned(), width, extent };
+        let found = self.buffers.iter().position(|known| *known == wanted);
+        BufferId(found.unwrap_or_else(|| {
+            self.buffers.push(wanted);
+            self.buffers.len() - 1
+        }))
+    }
+
+    fn like(&mut self, name: &str, src: BufferId) -> BufferId {
+        let Buffer { width, extent, .. } = self.buffers[src.0];
+        self.buffer(name, width, extent)
+    }
+
+    fn push(&mut self, name: &str, op: Op) {
+        self.steps.push(Step { name: format!("{}{name}", self.prefix), op });
+    }
+
+    pub(crate) fn embed(&mut self, name: &str, weight: WeightId, scale: f32) -> BufferId {
+        let dst = self.buffer(name, self.weights.get(weight).n_cols, Extent::Tokens);
+        self.push(name, Op::Embed { weight, scale, dst });
+        dst
+    }
+
+    pub(crate) fn rms_norm(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        weight: WeightId,
+        eps: f32,
+    ) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(name, Op::RmsNorm { src, weight, eps, dst });
+        dst
+    }
+
+    pub(crate) fn matmul(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        (weight, bias): (WeightId, Option<WeightId>),
+    ) -> BufferId {
+        let extent = self.buffers[src.0].extent;
+        let dst = self.buffer(name, self.weights.get(weight).n_rows, extent);
+        self.push(name, Op::MatMul { src, weight, bias, dst });
+        dst
+    }
+
+    pub(crate) fn rope(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        table: RopeTableId,
+        head_dim: usize,
+    ) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(name, Op::Rope { src, table, head_dim, dst });
+        dst
+    }
+
+    pub(crate) fn store_kv(&mut self, name: &str, k: BufferId, v: BufferId, layer: usize) {
+        self.push(name, Op::StoreKv { k, v, layer });
+    }
+
+    pub(crate) fn attention(
+        &mut self,
+        name: &str,
+        q: BufferId,
+        params: AttentionParams,
+    ) -> BufferId {
+        let dst = self.like(name, q);
+        let AttentionParams { layer, n_head, scale, window } = params;
+        self.push(name, Op::Attention { q, layer, n_head, scale, window, dst });
+        dst
+    }
+
+    pub(crate) fn gated_activation(
+        &mut self,
+        name: &str,
+        gate: BufferId,
+        up: BufferId,
+        activation: Activation,
+    ) -> BufferId {
+        let dst = self.like(name, gate);
+        self.push(name, Op::GatedActivation { gate, up, activation, dst });
+        dst
+    }
+
+    pub(crate) fn add(&mut self, name: &str, a: BufferId, b: BufferId) -> BufferId {
+        let dst = self.like(name, a);
+        self.push(name, Op::Add { a, b, dst });
+        dst
+    }
+
+    pub(crate) fn select_outputs(&mut self, name: &str, src: BufferId) -> BufferId {
+        let dst = self.buffer(name, self.buffers[src.0].width, Extent::Outputs);
+        self.push(name, Op::SelectOutputs { src, dst });
+        dst
+    }
+
+    /// The finished plan for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
+    pub(crate) fn finish(
+        self,
+        logits: BufferId,
+        kv: &[KvLayer],
+        max_rows: usize,
+        max_outputs: usize,
+    ) -> Result<Plan> {
+        let PlanBuilder { weights, buffers, rope_tables, steps, .. } = self;
+        let plan = Plan { max_rows, max_outputs, buffers, rope_tables, steps, logits };
+        check(&plan, weights, kv)?;
+        Ok(plan)
+    }
+}

@@ -1,0 +1,302 @@
+//! The forward pass as data: buffers and named steps that every executor runs in the same order.
+//!
+//! A [`Plan`] is written once for a model family ([`crate::model::decoder_plan`]) and run by each
+//! device. All activations are `f32`; a buffer is `[n_rows, width]`, rows outermost.
+
+mod builder;
+mod check;
+
+pub(crate) use builder::{AttentionParams, PlanBuilder};
+
+use crate::model::WeightId;
+
+/// A buffer of a [`Plan`], by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub(crate) usize);
+
+/// A rope table of a [`Plan`], by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RopeTableId(pub(crate) usize);
+
+/// Which rows a buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// One row for each token of the batch.
+    Tokens,
+    /// One row for each token whose logits are wanted.
+    Outputs,
+}
+
+/// An activation, `[n_rows, width] f32`. Steps of different layers share it by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// The name without a layer, e.g. `attn_norm`.
+    pub name: String,
+    /// Elements in a row.
+    pub width: usize,
+    /// Which rows there are.
+    pub extent: Extent,
+}
+
+/// Which dimensions of a head a rotation pairs (RoFormer, arXiv:2104.09864, and the two layouts in use).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// Dimensions `2i` and `2i + 1`.
+    Adjacent,
+    /// Dimensions `i` and `i + n_dims / 2`.
+    Halves,
+}
+
+/// The angles of a rotary position embedding: pair `i` turns by `position * inverse_frequency[i]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeTable {
+    /// Which dimensions form a pair.
+    pub pairing: RopePairing,
+    /// Radians for each position, `[n_dims / 2]`; scaling and divisors are already in it.
+    pub inverse_frequency: Vec<f64>,
+    /// Multiplies sine and cosine (the magnitude of YaRN).
+    pub magnitude: f64,
+}
+
+impl RopeTable {
+    /// The dimensions of a head that turn; those behind them pass through.
+    pub fn n_dims(&self) -> usize {
+        self.inverse_frequency.len() * 2
+    }
+
+    /// Cosine and sine of every pair at `position`: `[n_dims / 2, 2] f32`.
+    pub fn row(&self, position: usize) -> impl Iterator<Item = [f32; 2]> + '_ {
+        self.inverse_frequency.iter().map(move |&frequency| {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
+        })
+    }
+}
+
+/// The non-linearity on the gate of a feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU in its tanh form (arXiv:1606.08415, section 2).
+    GeluTanh,
+}
+
+/// What a step computes. Closed on purpose: every executor matches it without a wildcard.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `dst[row] = weight[token[row]] * scale`.
+    Embed {
+        /// `[vocab_size, hidden_size]`.
+        weight: WeightId,
+        /// Factor on the embedding.
+        scale: f32,
+        /// `[n_rows, hidden_size]`.
+        dst: BufferId,
+    },
+    /// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `len(weight)` elements
+    /// (arXiv:1910.07467, equation 4; llama.cpp puts eps inside the root).
+    RmsNorm {
+        /// `[n_rows, n_groups * len(weight)]`.
+        src: BufferId,
+        /// `[group]`; a row has one group (a layer's norm) or several (a norm of each head).
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst[row, j] = sum_i src[row, i] * weight[j, i] (+ bias[j])`.
+    MatMul {
+        /// `[n_rows, n_cols]`.
+        src: BufferId,
+        /// `[n_out, n_cols]`.
+        weight: WeightId,
+        /// `[n_out]`.
+        bias: Option<WeightId>,
+        /// `[n_rows, n_out]`.
+        dst: BufferId,
+    },
+    /// Turns each head of `src` by its row's position.
+    Rope {
+        /// `[n_rows, n_head * head_dim]`.
+        src: BufferId,
+        /// The angles.
+        table: RopeTableId,
+        /// Elements in a head.
+        head_dim: usize,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// Appends the batch's keys and values to a layer's cache, rounded to the cache's type.
+    StoreKv {
+        /// `[n_rows, n_head_kv * head_dim]`.
+        k: BufferId,
+        /// `[n_rows, n_head_kv * head_dim]`.
+        v: BufferId,
+        /// The layer.
+        layer: usize,
+    },
+    /// Causal attention over a layer's cache: head `h` reads key-value head
+    /// `h / (n_head / n_head_kv)` (grouped queries, arXiv:2305.13245).
+    Attention {
+        /// `[n_rows, n_head * head_dim]`.
+        q: BufferId,
+        /// The layer whose cache is read.
+        layer: usize,
+        /// Query heads.
+        n_head: usize,
+        /// Multiplies the dot products.
+        scale: f32,
+        /// Key `j` is visible to query `i` where `0 <= i - j < window`.
+        window: Option<usize>,
+        /// `[n_rows, n_head * head_dim]`.
+        dst: BufferId,
+    },
+    /// `dst = activation(gate) * up` (arXiv:2002.05202).
+    GatedActivation {
+        /// `[n_rows, intermediate_size]`.
+        gate: BufferId,
+        /// `[n_rows, intermediate_size]`.
+        up: BufferId,
+        /// On the gate.
+        activation: Activation,
+        /// `[n_rows, intermediate_size]`.
+        dst: BufferId,
+    },
+    /// `dst = a + b`.
+    Add {
+        /// `[n_rows, width]`.
+        a: BufferId,
+        /// `[n_rows, width]`.
+        b: BufferId,
+        /// `[n_rows, width]`.
+        dst: BufferId,
+    },
+    /// Keeps the rows whose logits are wanted: the last `n_outputs` of the batch.
+    SelectOutputs {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// `[n_outputs, width]`.
+        dst: BufferId,
+    },
+}
+
+impl Op {
+    /// The buffer this op writes; none for [`Op::StoreKv`], which writes the cache.
+    pub fn dst(&self) -> Option<BufferId> {
+        match *self {
+            Op::Embed { dst, .. }
+            | Op::RmsNorm { dst, .. }
+            | Op::MatMul { dst, .. }
+            | Op::Rope { dst, .. }
+            | Op::Attention { dst, .. }
+            | Op::GatedActivation { dst, .. }
+            | Op::Add { dst, .. }
+            | Op::SelectOutputs { dst, .. } => Some(dst),
+            Op::StoreKv { .. } => None,
+        }
+    }
+
+    /// The buffers this op reads.
+    pub fn sources(&self) -> Vec<BufferId> {
+        match *self {
+            Op::Embed { .. } => vec![],
+            Op::RmsNorm { src, .. }
+            | Op::MatMul { src, .. }
+            | Op::Rope { src, .. }
+            | Op::SelectOutputs { src, .. } => vec![src],
+            Op::StoreKv { k, v, .. } => vec![k, v],
+            Op::Attention { q, .. } => vec![q],
+            Op::GatedActivation { gate, up, .. } => vec![gate, up],
+            Op::Add { a, b, .. } => vec![a, b],
+        }
+    }
+}
+
+/// An [`Op`] with the name that trace, verify, profile and errors use, e.g. `blk.3.attn_norm`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Unique in its plan.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+}
+
+/// A forward pass: run the steps in order and the last buffer holds the logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The most tokens in a batch.
+    pub max_rows: usize,
+    /// The most rows of logits in a batch.
+    pub max_outputs: usize,
+    /// Every buffer, by [`BufferId`].
+    pub buffers: Vec<Buffer>,
+    /// Every rope table, by [`RopeTableId`].
+    pub rope_tables: Vec<RopeTable>,
+    /// In the order of execution.
+    pub steps: Vec<Step>,
+    /// `[n_outputs, vocab_size]`.
+    pub logits: BufferId,
+}
+
+impl Plan {
+    /// The buffer of an id of this plan.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0]
+    }
+
+    /// The most rows that a buffer holds.
+    pub fn max_rows_of(&self, id: BufferId) -> usize {
+        match self.buffer(id).extent {
+            Extent::Tokens => self.max_rows,
+            Extent::Outputs => self.max_outputs,
+        }
+    }
+
+    /// The rows of a buffer in one batch.
+    pub fn rows_of(&self, id: BufferId, batch: &Batch<'_>) -> usize {
+        match self.buffer(id).extent {
+            Extent::Tokens => batch.n_rows(),
+            Extent::Outputs => batch.n_outputs(),
+        }
+    }
+}
+
+/// Which rows of a batch get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: the batch only fills the cache.
+    None,
+    /// The last token.
+    Last,
+    /// Every token.
+    All,
+}
+
+/// Tokens to run at consecutive positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The token of each row, at most [`Plan::max_rows`].
+    pub tokens: &'a [u32],
+    /// The position of the first row: the number of tokens already in the cache.
+    pub position: usize,
+    /// Which rows get logits, at most [`Plan::max_outputs`].
+    pub outputs: Outputs,
+}
+
+impl Batch<'_> {
+    /// Rows of token-wide buffers.
+    pub fn n_rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Rows of output-wide buffers.
+    pub fn n_outputs(&self) -> usize {
+        match self.outputs {
+            Outputs::None => 0,
+            Outputs::Last => 1.min(self.tokens.len()),
+            Outputs::All => self.tokens.len(),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Text to token ids and back, built from the metadata of a GGUF file alone.
+//!
+//! ```text
+//! text -> special::Splitter -> fragments: special tokens | plain text
+//!                                                          -> bpe | sentence_piece -> ids
+//! ids  -> vocabulary (bytes of a token) -> decoder (whole characters) -> text
+//! ```
+//!
+//! `tokenizer.ggml.model` says which algorithm a file needs: `gpt2` is byte-level BPE and
+//! `llama` is SentencePiece BPE. The rules on what stands around them (BOS, the
+//! space in front, which tokens end an answer) are those of llama.cpp, whose files these are.
+
+mod bpe;
+mod byte_level;
+mod decoder;
+mod pre;
+mod sentence_piece;
+mod special;
+mod vocabulary;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+pub use decoder::StreamDecoder;
+
+use crate::error::{Error, Result};
+use crate::gguf::Metadata;
+use bpe::Bpe;
+use pre::PreTokenizer;
+use sentence_piece::SentencePiece;
+use special::{Fragment, Splitter};
+use vocabulary::{PieceText, Vocabulary, invalid_key};
+
+/// The tokenizer of a model; clones share their tables.
+///
+/// # Examples
+///
+/// ```no_run
+/// # fn main() -> trueshot::Result<()> {
+/// let gguf = trueshot::gguf::Gguf::open("model.gguf")?;
+/// let tokenizer = trueshot::Tokenizer::from_metadata(gguf.metadata())?;
+/// let ids = tokenizer.encode("The capital of France is", true, false)?;
+/// assert_eq!(tokenizer.decode(&ids)?, "The capital of France is");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    vocabulary: Arc<Vocabulary>,
+    splitter: Arc<Splitter>,
+    model: Model,
+    add_bos: bool,
+    add_eos: bool,
+}
+
+/// How plain text becomes ids.
+#[derive(Clone)]
+enum Model {
+    Bpe(Arc<Bpe>),
+    SentencePiece(Arc<SentencePiece>),
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that the file's metadata (`tokenizer.ggml.*`) describes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for a tokenizer model or pre-tokenizer that is not known,
+    /// [`Error::InvalidModel`] where a key is absent or contradicts another.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer> {
+        match metadata.require_str("tokenizer.ggml.model")? {
+            "gpt2" => Tokenizer::byte_level_bpe(metadata),
+            "llama" => Tokenizer::sentence_piece(metadata),
+            other => Err(Error::Unsupported {
+                kind: "tokenizer",
+                name: other.to_owned(),
+                supported: "gpt2, llama".to_owned(),
+            }),
+        }
+    }
+
+    fn byte_level_bpe(metadata: &Metadata) -> Result<Tokenizer> {
+        let pre = PreTokenizer::from_metadata(metadata)?;
+        let vocabulary = Vocabulary::from_metadata(metadata, PieceText::ByteLevel)?;
+        let merges = metadata.require_strings("tokenizer.ggml.merges")?;
+        let model = Model::Bpe(Arc::new(Bpe::new(&vocabulary, merges, pre)?));
+        Tokenizer::new(metadata, vocabulary, model, pre.add_bos)
+    }
+
+    fn sentence_piece(metadata: &Metadata) -> Result<Tokenizer> {
+        let add_space_prefix = metadata
+            .bool("tokenizer.ggml.add_space_prefix")?
+            .unwrap_or(true);
+        let vocabulary =
+            Vocabulary::from_metadata(metadata, PieceText::SpaceMark { add_space_prefix })?;
+        let scores = metadata.require_f32s("tokenizer.ggml.scores")?;
+        let model = Model::SentencePiece(Arc::new(SentencePiece::new(&vocabulary, scores)?));
+        Tokenizer::new(metadata, vocabulary, model, true)
+    }
+
+    fn new(
+        metadata: &Metadata,
+        vocabulary: Vocabulary,
+        model: Model,
+        add_bos_by_default: bool,
+    ) -> Result<Tokenizer> {
+        let add_bos = metadata
+            .bool("tokenizer.ggml.add_bos_token")?
+            .unwrap_or(add_bos_by_default);
+        let add_eos = metadata
+            .bool("tokenizer.ggml.add_eos_token")?
+            .unwrap_or(false);
+        if add_bos && vocabulary.bos.is_none() {
+            return Err(absent_but_added("tokenizer.ggml.bos_token_id"));
+        }
+        if add_eos && vocabulary.eos.is_none() {
+            return Err(absent_but_added("tokenizer.ggml.eos_token_id"));
+        }
+        let splitter = Splitter::new(&vocabulary, metadata.str("general.name")?.unwrap_or(""))?;
+        Ok(Tokenizer {
+            vocabulary: Arc::new(vocabulary),
+            splitter: Arc::new(splitter),
+            model,
+            add_bos,
+            add_eos,
+        })
+    }
+
+    /// The ids of a text.
+    ///
+    /// `add_special` puts BOS in front and EOS behind where the file asks for them. `parse_special`
+    /// turns the spelling of a special token (`<|im_end|>`) into its id; without it such text is
+    /// plain text, which is what text from a user should be. A byte that a byte-level vocabulary
+    /// has no token for is left out with a warning in the log, as the model's own tokenizer does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] for a character that the vocabulary cannot express at all, and for a
+    /// run of a million whitespace characters, which the pre-tokenizer does not follow to its end.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        if add_special && self.add_bos {
+            ids.extend(self.vocabulary.bos);
+        }
+        let mut starts_text = true;
+        for fragment in self.splitter.split(text, parse_special) {
+            match fragment {
+                Fragment::Special(id) => ids.push(id),
+                Fragment::Text(text) => match &self.model {
+                    Model::Bpe(bpe) => bpe.encode(text, &mut ids)?,
+                    Model::SentencePiece(pieces) => pieces.encode(
+                        text,
+                        starts_text && self.vocabulary.add_space_prefix(),
+                        &mut ids,
+                    )?,
+                },
+            }
+            starts_text = matches!(fragment, Fragment::Special(_));
+        }
+        if add_special && self.add_eos {
+            ids.extend(self.vocabulary.eos);
+        }
+        Ok(ids)
+    }
+
+    /// The text of a sequence of ids, from its beginning.
+    ///
+    /// Control tokens are left out. Bytes that are not UTF-8 become U+FFFD, one for each invalid
+    /// sequence, as in [`String::from_utf8_lossy`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] for an id beyond the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let mut decoder = self.decoder();
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&decoder.push(id)?);
+        }
+        text.push_str(&decoder.finish());
+        Ok(text)
+    }
+
+    /// A decoder for tokens that arrive one by one, from the beginning of a text.
+    pub fn decoder(&self) -> StreamDecoder {
+        StreamDecoder::new(Arc::clone(&self.vocabulary))
+    }
+
+    /// A decoder for the tokens that follow `previous`, the prompt of a generation for example: a
+    /// space in front of the first new word is kept where it stands inside a text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] for an id beyond the vocabulary.
+    pub fn decoder_after(&self, previous: &[u32]) -> Result<StreamDecoder> {
+        let mut decoder = self.decoder();
+        for &id in previous {
+            decoder.push(id)?;
+        }
+        Ok(decoder)
+    }
+
+    /// The bytes that a token stands for; for a control token its spelling, for a part of a
+    /// character not valid UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] for an id beyond the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Result<Cow<'_, [u8]>> {
+        self.vocabulary.bytes(id)
+    }
+
+    /// The token as the file spells it, `Ġthe` or `▁the` for " the"; `None` beyond the vocabulary.
+    pub fn token(&self, id: u32) -> Option<&str> {
+        self.vocabulary.token(id)
+    }
+
+    /// The number of tokens; every id is below it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.vocabulary.bos
+    }
+
+    /// The token that ends a text; [`Tokenizer::is_end_of_generation`] knows more of them.
+    pub fn eos(&self) -> Option<u32> {
+        self.vocabulary.eos
+    }
+
+    /// Whether an answer ends with this token: EOS, end of turn, end of message and their like.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.vocabulary.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    /// Every token that ends an answer, in ascending order.
+    pub fn end_of_generation_ids(&self) -> &[u32] {
+        &self.vocabulary.end_of_generation
+    }
+
+    /// Whether the token is a control token (or the unknown token), which stands for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.vocabulary.is_special(id)
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .finish_non_exhaustive()
+    }
+}
+
+fn absent_but_added(key: &str) -> Error {
+    invalid_key(key, "absent, but the token is to be added to every text")
+}

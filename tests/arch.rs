@@ -1,0 +1,160 @@
+//! Tiny models of each architecture against reference logits at every position, on every device.
+
+mod support;
+
+use serde::Deserialize;
+use std::path::Path;
+use support::{read_f32, shared};
+use trueshot::{Device, Engine, GpuFeatures, KvType};
+
+#[derive(Deserialize)]
+struct Case {
+    row_length: usize,
+    prompts: Vec<Prompt>,
+    greedy: Greedy,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    tokens: Vec<u32>,
+    first_row: usize,
+    n_rows: usize,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    after_prompt: usize,
+    tokens: Vec<u32>,
+}
+
+const FILES: [&str; 16] = [
+    "llama",
+    "llama-tied",
+    "llama-headdim",
+    "llama-bias",
+    "llama-fused-qkv",
+    "llama-rope-freqs",
+    "llama-rope-linear",
+    "llama-rope-yarn",
+    "llama-f16",
+    "llama-q8_0",
+    "qwen2",
+    "qwen2-tied",
+    "qwen3",
+    "qwen3-q8_0",
+    "gemma3",
+    "gemma3-linear",
+];
+
+/// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
+/// `README.md` beside the files.
+fn tolerance(kv: KvType) -> (f64, f32) {
+    match kv {
+        KvType::F32 => (3e-5, 5e-4),
+        KvType::F16 => (1e-2, 0.2),
+    }
+}
+
+fn check_rows(what: &str, found: &[f32], expected: &[f32], kv: KvType) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let (rms_bound, bound) = tolerance(kv);
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (found - expected).abs();
+        assert!(
+            difference <= bound,
+            "{what}, element {index}: {found}, expected {expected}, bound {bound}"
+        );
+        error += f64::from(difference).powi(2);
+        norm += f64::from(expected).powi(2);
+    }
+    let relative = (error / norm).sqrt();
+    assert!(relative < rms_bound, "{what}: relative error {relative:e}, bound {rms_bound:e}");
+}
+
+fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
+    let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+    let case: Case = serde_json::from_str(&text).unwrap();
+    let expected = read_f32(&folder.join(format!("{name}.f32")));
+    let mut session = engine.session().unwrap();
+    for (index, prompt) in case.prompts.iter().enumerate() {
+        let rows = prompt.first_row * case.row_length..;
+        let expected = &expected[rows][..prompt.n_rows * case.row_length];
+        let what = format!("{name}, prompt {index}, {}", engine.device_info().name);
+        session.rewind(0).unwrap();
+        let at_once = session.eval_all(&prompt.tokens).unwrap();
+        check_rows(&what, &at_once, expected, kv);
+
+        session.rewind(0).unwrap();
+        let mut one_by_one = Vec::new();
+        for token in &prompt.tokens {
+            one_by_one.extend_from_slice(session.eval(&[*token]).unwrap());
+        }
+        check_rows(&format!("{what}, token by token"), &one_by_one, expected, kv);
+
+        if index == case.greedy.after_prompt && kv == KvType::F32 {
+            let mut logits = one_by_one;
+            for (step, &token) in case.greedy.tokens.iter().enumerate() {
+                let last = &logits[logits.len() - case.row_length..];
+                let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]));
+                assert_eq!(best, Some(token as usize), "{what}, greedy step {step}");
+                logits = session.eval(&[token]).unwrap().to_vec();
+            }
+        }
+    }
+}
+
+fn check_all(device: &Device, features: GpuFeatures) {
+    let Some(folder) = shared("arch") else { return };
+    for name in FILES {
+        for kv in [KvType::F32, KvType::F16] {
+            let engine = Engine::builder(folder.join(format!("{name}.gguf")))
+                .device(device.clone())
+                .gpu_features(features)
+                .kv(kv)
+                .context_length(256)
+                .build()
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            check(&folder, name, &engine, kv);
+        }
+    }
+}
+
+#[test]
+fn architectures_match_on_the_reference() {
+    check_all(&Device::Reference, GpuFeatures::default());
+}
+
+#[test]
+fn architectures_match_on_the_cpu() {
+    check_all(&Device::Cpu, GpuFeatures::default());
+}
+
+#[test]
+fn architectures_match_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_all(&device, GpuFeatures::default());
+}
+
+#[test]
+fn architectures_match_on_the_gpu_without_optional_features() {
+    let Some(device) = support::gpu() else { return };
+    let mut features = GpuFeatures::default();
+    features.subgroups = false;
+    check_all(&device, features);
+}
+
+#[test]
+fn every_step_of_every_architecture_verifies_on_every_device() {
+    let Some(folder) = shared("arch") else { return };
+    for device in support::devices() {
+        for name in FILES {
+            let engine = Engine::builder(folder.join(format!("{name}.gguf")))
+                .device(device.clone())
+                .build()
+                .unwrap();
+            let report = engine.verify(&Default::default()).unwrap();
+            assert!(report.passed(), "{name} on {device}: {report}");
+        }
+    }
+}
