@@ -6,6 +6,13 @@
 //! ([`tokenizer`]), runs them through the plan, keeps keys and values in the [`kv_cache`], chooses each
 //! next token ([`sampler`]) and turns it back into text.
 
+// Test models are written by code that unit tests and integration tests share.
+#[cfg(test)]
+extern crate self as trueshot;
+#[cfg(test)]
+#[path = "../tests/support/tiny.rs"]
+mod tiny;
+
 mod chat_template;
 mod device;
 mod diagnostics;

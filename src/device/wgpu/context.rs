@@ -388,7 +388,7 @@ mod tests {
             .create_buffer("cache", bytes, wgpu::BufferUsages::STORAGE)
             .unwrap_err();
         assert!(
-            matches!(&error, Error::OutOfMemory { what, bytes: b, .. } if what == "cache" && *b == bytes),
+            matches!(&error, Error::OutOfMemory { what, bytes: b, .. } if what == "cache" && b == &bytes),
             "{error}"
         );
         context.check().unwrap();

@@ -8,10 +8,10 @@ use crate::kernels::{BatchParams, row_stride};
 use crate::kv_cache::{KvLayout, KvType};
 use crate::plan::{Batch, BufferId, Extent, Op, Plan, Step};
 use half::f16;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-/// Dispatches of a batch of many rows that one submission holds, so that none keeps the GPU for long.
-const PREFILL_DISPATCHES: usize = 128;
+/// Steps of a batch of many rows that one submission holds, so that none keeps the GPU for long.
+const PREFILL_STEPS: usize = 128;
 
 /// Runs a lowered plan.
 pub(super) struct GpuExecutor {
@@ -48,53 +48,51 @@ impl GpuExecutor {
         queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(batch.tokens));
     }
 
-    /// The dispatches of some steps that a batch needs, each with its grid.
-    fn dispatches<'a>(
-        &'a self,
-        steps: &'a [Vec<Dispatch>],
+    /// Records the dispatches of some steps that a batch needs, in one pass.
+    fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        steps: &[Vec<Dispatch>],
         batch: &Batch<'_>,
-    ) -> Vec<(&'a Dispatch, [u32; 3])> {
-        let rows_of = |extent| match extent {
-            Extent::Tokens => batch.n_rows(),
-            Extent::Outputs => batch.n_outputs(),
-        };
-        let needed = |dispatch: &&Dispatch| {
-            let n_rows = rows_of(dispatch.extent);
-            n_rows > 0 && dispatch.rows.covers(n_rows)
-        };
-        let with_grid = |dispatch: &'a Dispatch| {
-            (dispatch, (dispatch.grid)(rows_of(dispatch.extent)))
-        };
-        steps.iter().flatten().filter(needed).map(with_grid).collect()
-    }
-
-    /// Records dispatches into one pass.
-    fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[(&Dispatch, [u32; 3])]) {
+    ) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for (dispatch, [x, y, z]) in dispatches {
+        for dispatch in steps.iter().flatten() {
+            let n_rows = match dispatch.extent {
+                Extent::Tokens => batch.n_rows(),
+                Extent::Outputs => batch.n_outputs(),
+            };
+            if n_rows == 0 || !dispatch.rows.covers(n_rows) {
+                continue;
+            }
+            let [x, y, z] = (dispatch.grid)(n_rows);
             pass.set_pipeline(&dispatch.pipeline.compiled);
             pass.set_bind_group(0, &dispatch.bind_group, &[]);
-            pass.dispatch_workgroups(*x, *y, *z);
+            pass.dispatch_workgroups(x, y, z);
         }
     }
 
     fn run_all(&self, batch: &Batch<'_>) -> Result<()> {
         let context = &self.shared.context;
-        let dispatches = self.dispatches(&self.steps, batch);
-        let group = if batch.n_rows() == 1 { dispatches.len() } else { PREFILL_DISPATCHES };
+        let a_submission = if batch.n_rows() == 1 { self.steps.len() } else { PREFILL_STEPS };
         context.scoped("run of a batch", || {
-            let mut groups = dispatches.chunks(group.max(1)).peekable();
-            while let Some(group) = groups.next() {
+            let mut groups = self.steps.chunks(a_submission).peekable();
+            while let Some(steps) = groups.next() {
                 let mut encoder = context.device.create_command_encoder(&Default::default());
-                Self::record(&mut encoder, group);
-                if groups.peek().is_none() && batch.n_outputs() > 0 {
-                    let logits = &self.buffers.activations[self.plan.logits.0];
-                    let bytes = self.logits_bytes(batch);
-                    encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
+                self.record(&mut encoder, steps, batch);
+                if groups.peek().is_none() {
+                    self.copy_logits(&mut encoder, batch);
                 }
                 context.queue.submit([encoder.finish()]);
             }
         })
+    }
+
+    fn copy_logits(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch<'_>) {
+        let bytes = self.logits_bytes(batch);
+        if bytes > 0 {
+            let logits = &self.buffers.activations[self.plan.logits.0];
+            encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
+        }
     }
 
     fn logits_bytes(&self, batch: &Batch<'_>) -> u64 {
@@ -109,21 +107,8 @@ impl GpuExecutor {
             return self.shared.context.check();
         }
         let context = &self.shared.context;
-        let mapped = Arc::new(OnceLock::new());
-        let outcome = Arc::clone(&mapped);
-        let range = self.staging.slice(..self.logits_bytes(batch));
-        range.map_async(wgpu::MapMode::Read, move |result| {
-            outcome.get_or_init(|| result);
-        });
-        context.wait()?;
-        match mapped.get() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(context.error(format!("read of the logits: {error}"))),
-            None => return Err(context.error("read of the logits: the GPU did not answer")),
-        }
-        let view = range
-            .get_mapped_range()
-            .map_err(|error| context.error(format!("read of the logits: {error}")))?;
+        let bytes = self.logits_bytes(batch);
+        let view = context.map_staging("read of the logits", &self.staging, bytes)?;
         let width = self.plan.buffer(self.plan.logits).width;
         for row in view.chunks_exact(row_stride(width) * 4) {
             logits.extend_from_slice(bytemuck::cast_slice(&row[..width * 4]));
@@ -137,25 +122,19 @@ impl GpuExecutor {
     fn run_observed(&self, batch: &Batch<'_>, observer: &mut Observer<'_>) -> Result<()> {
         let context = &self.shared.context;
         for (index, (step, dispatches)) in self.plan.steps.iter().zip(&self.steps).enumerate() {
-            let dispatches = self.dispatches(std::slice::from_ref(dispatches), batch);
             context.scoped(&step.name, || {
                 let mut encoder = context.device.create_command_encoder(&Default::default());
-                Self::record(&mut encoder, &dispatches);
+                self.record(&mut encoder, std::slice::from_ref(dispatches), batch);
                 context.queue.submit([encoder.finish()]);
             })?;
             let (values, width) = self.written(step, batch)?;
             observer(&Observation { index, step, values: &values, width })?;
         }
-        let bytes = self.logits_bytes(batch);
-        if bytes > 0 {
-            context.scoped("copy of the logits", || {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                let logits = &self.buffers.activations[self.plan.logits.0];
-                encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
-                context.queue.submit([encoder.finish()]);
-            })?;
-        }
-        Ok(())
+        context.scoped("copy of the logits", || {
+            let mut encoder = context.device.create_command_encoder(&Default::default());
+            self.copy_logits(&mut encoder, batch);
+            context.queue.submit([encoder.finish()]);
+        })
     }
 
     /// What a step has just written, dense, and its width.

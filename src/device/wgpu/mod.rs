@@ -1,17 +1,18 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
-mod context;
+pub(crate) mod context;
 mod executor;
 mod lower;
 mod pipelines;
 mod select;
+#[cfg(test)]
+pub(crate) mod testing;
 mod weights;
 
-#[cfg(test)]
-pub(crate) use context::Context;
 pub use context::GpuFeatures;
 pub(crate) use context::{adapters, first_real_gpu};
 
+use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
 use super::{Backend, DeviceInfo, Executor, GpuChoice};
@@ -20,9 +21,6 @@ use crate::kv_cache::KvLayout;
 use crate::model::Weights;
 use crate::plan::{Plan, RopeTable};
 use std::sync::{Arc, Mutex, PoisonError};
-
-#[cfg(not(test))]
-use context::Context;
 
 /// Tokens of a prefill batch.
 const PREFILL_ROWS: usize = 512;

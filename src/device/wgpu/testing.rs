@@ -20,8 +20,9 @@ pub(crate) fn gpu() -> Option<&'static Context> {
             assert!(!required, "REQUIRE_GPU=1: {error}");
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("a test");
-            // Written past the test harness, which would swallow what is printed.
-            writeln!(std::io::stderr(), "SKIPPED `{test}`: {error}").unwrap();
+            // Written past the test harness, which would swallow what is printed, and in one piece.
+            let line = format!("SKIPPED `{test}`: {error}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }
     }

@@ -4,6 +4,9 @@
 //! were themselves checked when they were written. So every bound is that of one step, errors do not
 //! add up, and the first step that is named is the one that is wrong.
 
+#[cfg(test)]
+mod tests;
+
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Executor, Observation};
 use crate::error::{Error, Result};
