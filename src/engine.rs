@@ -101,7 +101,10 @@ impl Engine {
         };
         let executor = match first.take() {
             Some(executor) => executor,
-            None => self.inner.backend.executor(&self.inner.plan, &self.inner.kv)?,
+            None => self
+                .inner
+                .backend
+                .executor(&self.inner.plan, &self.inner.kv)?,
         };
         Ok(Session::new(self.clone(), executor))
     }
@@ -283,28 +286,43 @@ impl EngineBuilder {
         let capacity = wanted_context(self.context_length, &model.spec)?;
 
         let mut progress = self.progress;
-        let mut report =
-            |done_bytes, total_bytes| progress(Progress { done_bytes, total_bytes });
+        let mut report = |done_bytes, total_bytes| {
+            progress(Progress {
+                done_bytes,
+                total_bytes,
+            })
+        };
         let weights = model.weights.clone();
         let backend: Box<dyn Backend> = match self.device {
             Device::Reference => Box::new(ReferenceBackend::new(weights)),
             Device::Cpu => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
-            Device::Gpu(choice) => {
-                Box::new(GpuBackend::new(weights, &choice, self.gpu_features, &mut report)?)
-            }
+            Device::Gpu(choice) => Box::new(GpuBackend::new(
+                weights,
+                &choice,
+                self.gpu_features,
+                &mut report,
+            )?),
             Device::Auto => match crate::device::wgpu::first_real_gpu() {
                 Some(index) => {
                     let choice = GpuChoice::Index(index);
-                    Box::new(GpuBackend::new(weights, &choice, self.gpu_features, &mut report)?)
+                    Box::new(GpuBackend::new(
+                        weights,
+                        &choice,
+                        self.gpu_features,
+                        &mut report,
+                    )?)
                 }
                 None => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
             },
         };
-        let kv = KvLayout { layers: model.spec.kv_layers(), capacity, ty: self.kv };
+        let kv = KvLayout {
+            layers: model.spec.kv_layers(),
+            capacity,
+            ty: self.kv,
+        };
         let max_rows = backend.preferred_rows().min(capacity).max(1);
         let plan = Arc::new(decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?);
-        let (kv, executor) =
-            fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
+        let (kv, executor) = fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
         log::info!(
             "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",
             model.spec.name,

@@ -55,7 +55,9 @@ pub enum Error {
         message: String,
     },
     /// The session has no room for more tokens: rewind it, or build the engine with a longer context.
-    #[error("context full: {length} tokens are held, {requested} more were given, the capacity is {capacity}")]
+    #[error(
+        "context full: {length} tokens are held, {requested} more were given, the capacity is {capacity}"
+    )]
     ContextFull {
         /// Tokens in the session before the call.
         length: usize,

@@ -79,7 +79,11 @@ impl GenerateStats {
 }
 
 fn per_second(count: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        count as f64 / time.as_secs_f64()
+    }
 }
 
 /// A whole answer.
@@ -117,7 +121,10 @@ impl<'a> Generation<'a> {
         let sampler = Sampler::new(&options.sampling, session.engine().spec().vocab_size)?;
         let stop = StopMatcher::new(&options.stop)?;
         session.append(prompt)?;
-        let decoder = session.engine().tokenizer().decoder_after(session.tokens())?;
+        let decoder = session
+            .engine()
+            .tokenizer()
+            .decoder_after(session.tokens())?;
         let started = Instant::now();
         session.run_pending()?;
         let stats = GenerateStats {
@@ -127,7 +134,16 @@ impl<'a> Generation<'a> {
         };
         let options = options.clone();
         let (finish_reason, failed) = (None, false);
-        Ok(Generation { session, sampler, decoder, stop, options, stats, finish_reason, failed })
+        Ok(Generation {
+            session,
+            sampler,
+            decoder,
+            stop,
+            options,
+            stats,
+            finish_reason,
+            failed,
+        })
     }
 
     /// Why the answer ended; `None` while it goes on.
@@ -165,7 +181,12 @@ impl<'a> Generation<'a> {
             tokens.extend(piece.token);
         }
         let finish_reason = self.finish_reason.unwrap_or(FinishReason::EndOfGeneration);
-        Ok(Completion { text, tokens, finish_reason, stats: self.stats })
+        Ok(Completion {
+            text,
+            tokens,
+            finish_reason,
+            stats: self.stats,
+        })
     }
 
     /// The next token with its text; `None` where the answer has ended.
@@ -175,8 +196,15 @@ impl<'a> Generation<'a> {
         }
         // The token before this one runs now, so that the last one of an answer never does in vain.
         self.session.run_pending()?;
-        let token = self.sampler.sample(self.session.last_logits(), self.session.tokens())?;
-        if self.session.engine().tokenizer().is_end_of_generation(token) {
+        let token = self
+            .sampler
+            .sample(self.session.last_logits(), self.session.tokens())?;
+        if self
+            .session
+            .engine()
+            .tokenizer()
+            .is_end_of_generation(token)
+        {
             return Ok(self.finish(FinishReason::EndOfGeneration));
         }
         match self.session.append(&[token]) {
@@ -189,7 +217,10 @@ impl<'a> Generation<'a> {
         if let Some(index) = outcome.stop {
             self.finish_reason = Some(FinishReason::Stop(self.options.stop[index].clone()));
         }
-        Ok(Some(Piece { token: Some(token), text: outcome.text }))
+        Ok(Some(Piece {
+            token: Some(token),
+            text: outcome.text,
+        }))
     }
 
     /// Ends the answer with the text that was held back, if there is any.
@@ -197,9 +228,10 @@ impl<'a> Generation<'a> {
         let rest = self.decoder.finish();
         let outcome = self.stop.push(&rest);
         let (text, reason) = match outcome.stop {
-            Some(index) => {
-                (outcome.text, FinishReason::Stop(self.options.stop[index].clone()))
-            }
+            Some(index) => (
+                outcome.text,
+                FinishReason::Stop(self.options.stop[index].clone()),
+            ),
             None => (outcome.text + &self.stop.finish(), reason),
         };
         self.finish_reason = Some(reason);

@@ -34,9 +34,7 @@ pub use device::{Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};
-pub use generation::{
-    Completion, FinishReason, GenerateOptions, GenerateStats, Generation, Piece,
-};
+pub use generation::{Completion, FinishReason, GenerateOptions, GenerateStats, Generation, Piece};
 pub use kv_cache::KvType;
 pub use model::WeightStorage;
 pub use sampler::SamplingOptions;

@@ -4,7 +4,7 @@ use crate::chat_template::Message;
 use crate::device::{Executor, Observation};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::generation::{Generation, GenerateOptions};
+use crate::generation::{GenerateOptions, Generation};
 use crate::plan::{Batch, Outputs};
 
 /// One conversation with an engine's model: its tokens and their cache.
@@ -32,7 +32,13 @@ pub struct Intermediate<'a> {
 
 impl Session {
     pub(crate) fn new(engine: Engine, executor: Box<dyn Executor>) -> Self {
-        Session { engine, executor, tokens: Vec::new(), n_cached: 0, logits: Vec::new() }
+        Session {
+            engine,
+            executor,
+            tokens: Vec::new(),
+            n_cached: 0,
+            logits: Vec::new(),
+        }
     }
 
     /// The engine this session belongs to.
@@ -51,8 +57,14 @@ impl Session {
     /// [`Error::InvalidArgument`] where the session has fewer.
     pub fn rewind(&mut self, n_tokens: usize) -> Result<()> {
         if n_tokens > self.tokens.len() {
-            let message = format!("{n_tokens}, but the session has {} tokens", self.tokens.len());
-            return Err(Error::InvalidArgument { name: "n_tokens", message });
+            let message = format!(
+                "{n_tokens}, but the session has {} tokens",
+                self.tokens.len()
+            );
+            return Err(Error::InvalidArgument {
+                name: "n_tokens",
+                message,
+            });
         }
         self.tokens.truncate(n_tokens);
         self.n_cached = self.n_cached.min(n_tokens);
@@ -91,7 +103,12 @@ impl Session {
         let has_begin = begins.is_some_and(|begin| text.starts_with(begin));
         let wanted = tokenizer.encode(&text, !has_begin, true)?;
 
-        let known = self.tokens.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+        let known = self
+            .tokens
+            .iter()
+            .zip(&wanted)
+            .take_while(|(a, b)| a == b)
+            .count();
         // The last token runs again where all are known: its logits are needed.
         let known = known.min(wanted.len().saturating_sub(1));
         self.rewind(known)?;
@@ -143,12 +160,24 @@ impl Session {
         let max_rows = self.engine.plan().max_rows;
         if tokens.len() > max_rows {
             let message = format!("{} tokens, expected at most {max_rows}", tokens.len());
-            return Err(Error::InvalidArgument { name: "tokens", message });
+            return Err(Error::InvalidArgument {
+                name: "tokens",
+                message,
+            });
         }
         self.append(tokens)?;
         let mut show = |seen: &Observation<'_>| {
-            let Observation { step, values, width, .. } = *seen;
-            observer(Intermediate { name: &step.name, values, width });
+            let Observation {
+                step,
+                values,
+                width,
+                ..
+            } = *seen;
+            observer(Intermediate {
+                name: &step.name,
+                values,
+                width,
+            });
             Ok(())
         };
         self.run_batch(max_rows, |_| Outputs::Last, &mut Some(&mut show))
@@ -158,14 +187,22 @@ impl Session {
     pub(crate) fn append(&mut self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() && self.n_cached == self.tokens.len() {
             let message = "no tokens, expected at least one".to_owned();
-            return Err(Error::InvalidArgument { name: "tokens", message });
+            return Err(Error::InvalidArgument {
+                name: "tokens",
+                message,
+            });
         }
         let vocab_size = self.engine.spec().vocab_size;
         if let Some(bad) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
             let message = format!("token {bad}, expected less than {vocab_size}");
-            return Err(Error::InvalidArgument { name: "tokens", message });
+            return Err(Error::InvalidArgument {
+                name: "tokens",
+                message,
+            });
         }
-        self.engine.kv_layout().check_room(self.tokens.len(), tokens.len())?;
+        self.engine
+            .kv_layout()
+            .check_room(self.tokens.len(), tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         Ok(())
     }
@@ -173,7 +210,13 @@ impl Session {
     /// Runs every token that is not in the cache yet; the logits of the last are kept.
     pub(crate) fn run_pending(&mut self) -> Result<()> {
         let max_rows = self.engine.plan().max_rows;
-        let last = |is_last| if is_last { Outputs::Last } else { Outputs::None };
+        let last = |is_last| {
+            if is_last {
+                Outputs::Last
+            } else {
+                Outputs::None
+            }
+        };
         while self.n_cached < self.tokens.len() {
             self.run_batch(max_rows, last, &mut None)?;
         }
@@ -215,7 +258,10 @@ impl Session {
 /// The last line of defence: logits that are all zero, or not numbers, are an error and not an answer.
 fn check_logits(logits: &[f32], position: usize) -> Result<()> {
     let wrong = |message: String| {
-        Err(Error::WrongResult { step: "result_output".to_owned(), message })
+        Err(Error::WrongResult {
+            step: "result_output".to_owned(),
+            message,
+        })
     };
     if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
         return wrong(format!(
@@ -224,7 +270,9 @@ fn check_logits(logits: &[f32], position: usize) -> Result<()> {
         ));
     }
     if !logits.is_empty() && logits.iter().all(|&logit| logit == 0.0) {
-        return wrong(format!("every logit of the batch at position {position} is zero"));
+        return wrong(format!(
+            "every logit of the batch at position {position} is zero"
+        ));
     }
     Ok(())
 }
@@ -239,7 +287,10 @@ mod tests {
         assert!(check_logits(&[], 0).is_ok());
         for wrong in [[0.0, 0.0], [f32::NAN, 1.0], [f32::INFINITY, 1.0]] {
             let error = check_logits(&wrong, 7).unwrap_err().to_string();
-            assert!(error.contains("result_output") && error.contains("position 7"), "{error}");
+            assert!(
+                error.contains("result_output") && error.contains("position 7"),
+                "{error}"
+            );
         }
     }
 }

@@ -69,7 +69,10 @@ fn check_rows(what: &str, found: &[f32], expected: &[f32], kv: KvType) {
         norm += f64::from(expected).powi(2);
     }
     let relative = (error / norm).sqrt();
-    assert!(relative < rms_bound, "{what}: relative error {relative:e}, bound {rms_bound:e}");
+    assert!(
+        relative < rms_bound,
+        "{what}: relative error {relative:e}, bound {rms_bound:e}"
+    );
 }
 
 fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
@@ -90,7 +93,12 @@ fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
         for token in &prompt.tokens {
             one_by_one.extend_from_slice(session.eval(&[*token]).unwrap());
         }
-        check_rows(&format!("{what}, token by token"), &one_by_one, expected, kv);
+        check_rows(
+            &format!("{what}, token by token"),
+            &one_by_one,
+            expected,
+            kv,
+        );
 
         if index == case.greedy.after_prompt && kv == KvType::F32 {
             let mut logits = one_by_one;

@@ -68,7 +68,10 @@ impl Model {
     }
 
     fn engine(self, device: Device, kv: KvType, weights: WeightStorage) -> Engine {
-        let builder = Engine::builder(self.path()).device(device).kv(kv).weights(weights);
+        let builder = Engine::builder(self.path())
+            .device(device)
+            .kv(kv)
+            .weights(weights);
         builder.context_length(1280).build().unwrap()
     }
 }
@@ -88,10 +91,18 @@ fn f32_bounds(device: &Device) -> Bounds {
         Device::Cpu => 5e-5,
         Device::Gpu(_) | Device::Auto => 2e-4,
     };
-    Bounds { logits, margin: 0.05, nll: 0.0005 }
+    Bounds {
+        logits,
+        margin: 0.05,
+        nll: 0.0005,
+    }
 }
 
-const F16_BOUNDS: Bounds = Bounds { logits: 5e-3, margin: 0.2, nll: 0.002 };
+const F16_BOUNDS: Bounds = Bounds {
+    logits: 5e-3,
+    margin: 0.2,
+    nll: 0.002,
+};
 
 /// A prompt of more tokens than this is long: its errors have more positions to grow over.
 const LONG_TOKENS: usize = 500;
@@ -107,17 +118,31 @@ fn check_logits(model: Model, engine: &Engine, bounds: &Bounds, prompts: std::op
         }
         session.rewind(0).unwrap();
         let logits = session.eval(&prompt.tokens).unwrap();
-        let bound = bounds.logits * if prompt.tokens.len() > LONG_TOKENS { 4.0 } else { 1.0 };
+        let bound = bounds.logits
+            * if prompt.tokens.len() > LONG_TOKENS {
+                4.0
+            } else {
+                1.0
+            };
         if let Some(all) = &all {
             let expected = &all[index * vocab_size..][..vocab_size];
             let error = centred_relative_error(logits, expected);
-            println!("prompt {index} ({} tokens): {error:.2e}, bound {bound:.0e}", prompt.tokens.len());
-            assert!(error <= bound, "prompt {index}: relative error {error:e}, bound {bound:e}");
+            println!(
+                "prompt {index} ({} tokens): {error:.2e}, bound {bound:.0e}",
+                prompt.tokens.len()
+            );
+            assert!(
+                error <= bound,
+                "prompt {index}: relative error {error:e}, bound {bound:e}"
+            );
         }
         for &(token, expected) in &prompt.top10 {
             let error = (logits[token as usize] - expected).abs();
             let bound = 100.0 * bound as f32;
-            assert!(error <= bound, "prompt {index}, token {token}: off by {error}, bound {bound}");
+            assert!(
+                error <= bound,
+                "prompt {index}, token {token}: off by {error}, bound {bound}"
+            );
         }
     }
 }
@@ -133,14 +158,24 @@ fn check_greedy(model: Model, engine: &Engine, bounds: &Bounds) {
             total += 1;
             if margin > bounds.margin {
                 let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-                assert_eq!(best, Some(token as usize), "prompt {index}, step {step}, margin {margin}");
+                assert_eq!(
+                    best,
+                    Some(token as usize),
+                    "prompt {index}, step {step}, margin {margin}"
+                );
                 compared += 1;
             }
             logits = session.eval(&[token]).unwrap();
         }
     }
-    println!("{compared} of {total} greedy steps compared (margin above {})", bounds.margin);
-    assert!(compared * 2 > total, "only {compared} of {total} steps were compared");
+    println!(
+        "{compared} of {total} greedy steps compared (margin above {})",
+        bounds.margin
+    );
+    assert!(
+        compared * 2 > total,
+        "only {compared} of {total} steps were compared"
+    );
 }
 
 /// Every named tensor of the reference's trace of prompt 0. Class f32.
@@ -160,7 +195,9 @@ fn check_trace(model: Model, engine: &Engine) {
             Some((name, layer)) => format!("blk.{layer}.{name}"),
             None => tensor.name.clone(),
         };
-        let (values, width) = seen.get(&name).unwrap_or_else(|| panic!("no step `{name}`"));
+        let (values, width) = seen
+            .get(&name)
+            .unwrap_or_else(|| panic!("no step `{name}`"));
         // The reference's last layer keeps the output row alone from some tensor on.
         let rms_of = |values: &[f32]| {
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
@@ -175,7 +212,8 @@ fn check_trace(model: Model, engine: &Engine) {
             rms_of(last),
             tensor.rms
         );
-        for (column, (&found, &expected)) in last.iter().zip(&tensor.last_token_first8).enumerate() {
+        for (column, (&found, &expected)) in last.iter().zip(&tensor.last_token_first8).enumerate()
+        {
             let error = f64::from((found - expected).abs());
             assert!(
                 error <= 1e-3 * tensor.rms,
@@ -189,7 +227,9 @@ fn check_trace(model: Model, engine: &Engine) {
 
 /// Mean negative log-likelihood of the evaluation text's first 1024 tokens.
 fn check_nll(model: Model, engine: &Engine, bounds: &Bounds) {
-    let Some(path) = shared("golden/eval.txt") else { return };
+    let Some(path) = shared("golden/eval.txt") else {
+        return;
+    };
     let text = std::fs::read_to_string(path).unwrap();
     let mut tokens = engine.tokenizer().encode(&text, true, false).unwrap();
     tokens.truncate(1024);
@@ -203,8 +243,14 @@ fn check_nll(model: Model, engine: &Engine, bounds: &Bounds) {
     let total: f64 = rows.zip(&tokens[1..]).map(nll).sum();
     let mean = total / (tokens.len() - 1) as f64;
     let golden = model.golden().mean_nll;
-    println!("mean NLL {mean:.6}, reference {golden:.6}, difference {:.1e}", mean - golden);
-    assert!((mean - golden).abs() <= bounds.nll, "mean NLL {mean}, reference {golden}");
+    println!(
+        "mean NLL {mean:.6}, reference {golden:.6}, difference {:.1e}",
+        mean - golden
+    );
+    assert!(
+        (mean - golden).abs() <= bounds.nll,
+        "mean NLL {mean}, reference {golden}"
+    );
 }
 
 /// All checks of class f32.
@@ -226,7 +272,11 @@ fn golden_token_ids_are_exact() {
         let tokenizer = trueshot::Tokenizer::from_metadata(gguf.metadata()).unwrap();
         for prompt in model.golden().prompts {
             let Some(text) = prompt.text else { continue };
-            assert_eq!(tokenizer.encode(&text, true, true).unwrap(), prompt.tokens, "{text:?}");
+            assert_eq!(
+                tokenizer.encode(&text, true, true).unwrap(),
+                prompt.tokens,
+                "{text:?}"
+            );
         }
     }
 }
@@ -263,27 +313,37 @@ fn golden_gemma3_on_the_gpu() {
     check_f32(Model::Gemma3, device, support::gpu_is_real());
 }
 
-#[test]
-fn golden_f16_cache_on_the_cpu() {
-    for model in [Model::SmolLm2, Model::Gemma3] {
-        let engine = model.engine(Device::Cpu, KvType::F16, WeightStorage::Native);
-        check_logits(model, &engine, &F16_BOUNDS, 0..9);
+/// The class f16: a 16-bit cache. On a software GPU the short prompts' logits alone.
+fn check_f16(model: Model, device: Device) {
+    let is_slow = matches!(device, Device::Gpu(_)) && !support::gpu_is_real();
+    let engine = model.engine(device, KvType::F16, WeightStorage::Native);
+    check_logits(model, &engine, &F16_BOUNDS, 0..if is_slow { 8 } else { 9 });
+    if !is_slow {
         check_greedy(model, &engine, &F16_BOUNDS);
         check_nll(model, &engine, &F16_BOUNDS);
     }
 }
 
 #[test]
-fn golden_f16_cache_on_the_gpu() {
+fn golden_smollm2_with_an_f16_cache_on_the_cpu() {
+    check_f16(Model::SmolLm2, Device::Cpu);
+}
+
+#[test]
+fn golden_gemma3_with_an_f16_cache_on_the_cpu() {
+    check_f16(Model::Gemma3, Device::Cpu);
+}
+
+#[test]
+fn golden_smollm2_with_an_f16_cache_on_the_gpu() {
     let Some(device) = support::gpu() else { return };
-    for model in [Model::SmolLm2, Model::Gemma3] {
-        let engine = model.engine(device.clone(), KvType::F16, WeightStorage::Native);
-        check_logits(model, &engine, &F16_BOUNDS, 0..8);
-        if support::gpu_is_real() {
-            check_greedy(model, &engine, &F16_BOUNDS);
-            check_nll(model, &engine, &F16_BOUNDS);
-        }
-    }
+    check_f16(Model::SmolLm2, device);
+}
+
+#[test]
+fn golden_gemma3_with_an_f16_cache_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_f16(Model::Gemma3, device);
 }
 
 /// Weights decoded at load give what the native kernels give: quantisation ruled in or out.

@@ -12,7 +12,9 @@ fn build(writer: Writer) -> Result<Engine, Error> {
 }
 
 fn refused(writer: Writer, names: &[&str]) {
-    let error = build(writer).expect_err("the file must be refused").to_string();
+    let error = build(writer)
+        .expect_err("the file must be refused")
+        .to_string();
     for name in names {
         assert!(error.contains(name), "`{error}` does not name `{name}`");
     }
@@ -24,7 +26,10 @@ fn with(key: &str, value: impl Into<Value>) -> Writer {
 
 #[test]
 fn unknown_architecture_is_refused_with_what_is_known() {
-    refused(with("general.architecture", "mamba9"), &["mamba9", "llama", "gemma3"]);
+    refused(
+        with("general.architecture", "mamba9"),
+        &["mamba9", "llama", "gemma3"],
+    );
 }
 
 #[test]
@@ -40,48 +45,79 @@ fn wrong_hyperparameters_are_refused_by_key() {
     ] {
         refused(with(key, value), &[key]);
     }
-    refused(with("llama.rope.freq_base", -1.0f32), &["llama.rope.freq_base"]);
-    refused(with("llama.rope.scaling.type", "spiral"), &["spiral", "yarn"]);
-    refused(with("llama.embedding_length", "wide"), &["llama.embedding_length"]);
+    refused(
+        with("llama.rope.freq_base", -1.0f32),
+        &["llama.rope.freq_base"],
+    );
+    refused(
+        with("llama.rope.scaling.type", "spiral"),
+        &["spiral", "yarn"],
+    );
+    refused(
+        with("llama.embedding_length", "wide"),
+        &["llama.embedding_length"],
+    );
 }
 
 #[test]
 fn hyperparameter_that_nothing_reads_is_refused() {
     refused(with("llama.expert_count", 8u32), &["llama.expert_count"]);
-    assert!(build(with("llama.expert_count", 0u32)).is_ok(), "zero experts are none");
+    assert!(
+        build(with("llama.expert_count", 0u32)).is_ok(),
+        "zero experts are none"
+    );
 }
 
 #[test]
 fn unused_tensor_is_refused_by_name() {
     let weights = WeightType::F32.encode(&[1.0; 64]);
     let writer = tiny::llama(WeightType::F32, None);
-    let writer = writer.tensor("blk.0.attn_sinks.weight", [64], WeightType::F32, weights).unwrap();
+    let writer = writer
+        .tensor("blk.0.attn_sinks.weight", [64], WeightType::F32, weights)
+        .unwrap();
     refused(writer, &["blk.0.attn_sinks.weight", "not used"]);
 }
 
 #[test]
 fn missing_and_misshapen_tensors_are_refused_by_name() {
     refused(with("llama.block_count", 3u32), &["blk.2.", "missing"]);
-    refused(with("llama.feed_forward_length", 64u32), &["ffn_gate", "[96, 64]", "[64, 64]"]);
+    refused(
+        with("llama.feed_forward_length", 64u32),
+        &["ffn_gate", "[96, 64]", "[64, 64]"],
+    );
 }
 
 #[test]
 fn context_out_of_range_is_refused() {
     let gguf = tiny::gguf(WeightType::F32, None);
-    let error = Engine::builder_from(gguf).device(Device::Cpu).context_length(0).build();
-    assert!(matches!(error, Err(Error::InvalidArgument { name: "context_length", .. })));
+    let error = Engine::builder_from(gguf)
+        .device(Device::Cpu)
+        .context_length(0)
+        .build();
+    assert!(matches!(
+        error,
+        Err(Error::InvalidArgument {
+            name: "context_length",
+            ..
+        })
+    ));
 }
 
 #[test]
 fn absent_gpu_is_refused_with_what_there_is() {
     let gguf = tiny::gguf(WeightType::F32, None);
     let device = Device::Gpu(GpuChoice::Name("no such adapter".to_owned()));
-    let error = Engine::builder_from(gguf).device(device).build().expect_err("no such adapter");
+    let error = Engine::builder_from(gguf)
+        .device(device)
+        .build()
+        .expect_err("no such adapter");
     assert!(matches!(error, Error::NoDevice { .. }), "{error}");
 }
 
 #[test]
 fn missing_file_is_named() {
-    let error = Engine::load("no/such/model.gguf").expect_err("no such file").to_string();
+    let error = Engine::load("no/such/model.gguf")
+        .expect_err("no such file")
+        .to_string();
     assert!(error.contains("no/such/model.gguf"), "{error}");
 }

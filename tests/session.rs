@@ -15,7 +15,11 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{%
 
 fn engine(device: Device) -> Engine {
     let gguf = tiny::gguf(WeightType::Q8_0, Some(TEMPLATE));
-    Engine::builder_from(gguf).device(device).kv(KvType::F32).build().unwrap()
+    Engine::builder_from(gguf)
+        .device(device)
+        .kv(KvType::F32)
+        .build()
+        .unwrap()
 }
 
 fn tokens(n: usize) -> Vec<u32> {
@@ -24,7 +28,11 @@ fn tokens(n: usize) -> Vec<u32> {
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, sampling: SamplingOptions::greedy(), ..Default::default() }
+    GenerateOptions {
+        max_tokens,
+        sampling: SamplingOptions::greedy(),
+        ..Default::default()
+    }
 }
 
 /// Relative error that the order of summation explains, on every device.
@@ -48,7 +56,10 @@ fn prefill_gives_the_same_logits_in_chunks_of_any_size() {
         for size in [1, 7, 64] {
             let logits = eval_in_chunks(&mut session, &tokens, size);
             let error = centred_relative_error(&logits, &at_once);
-            assert!(error <= CHUNK_BOUND, "{device}, chunks of {size}: {error:e}");
+            assert!(
+                error <= CHUNK_BOUND,
+                "{device}, chunks of {size}: {error:e}"
+            );
         }
         session.rewind(0).unwrap();
         let all = session.eval_all(&tokens).unwrap();
@@ -69,7 +80,11 @@ fn devices_agree_with_the_reference_for_every_weight_type() {
         }
         let eval = |device: Device| {
             let gguf = tiny::gguf(ty, None);
-            let engine = Engine::builder_from(gguf).device(device).kv(KvType::F32).build().unwrap();
+            let engine = Engine::builder_from(gguf)
+                .device(device)
+                .kv(KvType::F32)
+                .build()
+                .unwrap();
             engine.session().unwrap().eval(&tokens).unwrap().to_vec()
         };
         let expected = eval(Device::Reference);
@@ -93,7 +108,10 @@ fn rewound_session_repeats_its_bits() {
         assert_eq!(session.tokens(), &tokens[..25]);
         let again = session.eval(&tokens[25..]).unwrap();
         assert!(centred_relative_error(again, &first) <= CHUNK_BOUND);
-        assert!(matches!(session.rewind(41), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(
+            session.rewind(41),
+            Err(Error::InvalidArgument { .. })
+        ));
     }
 }
 
@@ -115,18 +133,33 @@ fn sessions_of_one_engine_do_not_touch_each_other() {
 #[test]
 fn full_context_is_an_error_that_names_length_and_capacity() {
     let gguf = tiny::gguf(WeightType::F32, None);
-    let engine = Engine::builder_from(gguf).device(Device::Cpu).context_length(16).build().unwrap();
+    let engine = Engine::builder_from(gguf)
+        .device(Device::Cpu)
+        .context_length(16)
+        .build()
+        .unwrap();
     let mut session = engine.session().unwrap();
     session.eval(&tokens(10)).unwrap();
     let error = session.eval(&tokens(7)).unwrap_err();
     assert!(
-        matches!(error, Error::ContextFull { length: 10, requested: 7, capacity: 16 }),
+        matches!(
+            error,
+            Error::ContextFull {
+                length: 10,
+                requested: 7,
+                capacity: 16
+            }
+        ),
         "{error}"
     );
     assert_eq!(session.tokens().len(), 10);
     session.eval(&tokens(6)).unwrap();
     session.rewind(10).unwrap();
-    let completion = session.generate("w1", &greedy(50)).unwrap().complete().unwrap();
+    let completion = session
+        .generate("w1", &greedy(50))
+        .unwrap()
+        .complete()
+        .unwrap();
     assert_eq!(completion.finish_reason, FinishReason::ContextFull);
     assert_eq!(session.tokens().len(), 16);
 }
@@ -135,7 +168,10 @@ fn full_context_is_an_error_that_names_length_and_capacity() {
 fn tokens_outside_the_vocabulary_are_refused() {
     let mut session = engine(Device::Cpu).session().unwrap();
     for bad in [&[][..], &[320], &[5, u32::MAX]] {
-        assert!(matches!(session.eval(bad), Err(Error::InvalidArgument { .. })), "{bad:?}");
+        assert!(
+            matches!(session.eval(bad), Err(Error::InvalidArgument { .. })),
+            "{bad:?}"
+        );
     }
     assert!(session.tokens().is_empty());
 }
@@ -153,7 +189,14 @@ fn generation_is_the_same_in_pieces_and_at_once() {
         assert_eq!(generation.finish_reason(), Some(&FinishReason::MaxTokens));
         assert_eq!(generation.stats().n_generated, 12);
         session.rewind(0).unwrap();
-        assert_eq!(session.generate("w1 w2 w3", &greedy(12)).unwrap().text().unwrap(), streamed);
+        assert_eq!(
+            session
+                .generate("w1 w2 w3", &greedy(12))
+                .unwrap()
+                .text()
+                .unwrap(),
+            streamed
+        );
         assert!(!streamed.is_empty());
     }
 }
@@ -162,10 +205,18 @@ fn generation_is_the_same_in_pieces_and_at_once() {
 fn generation_goes_on_where_the_last_one_stopped() {
     let engine = engine(Device::Cpu);
     let mut whole = engine.session().unwrap();
-    let expected = whole.generate("w1 w2 w3", &greedy(10)).unwrap().complete().unwrap();
+    let expected = whole
+        .generate("w1 w2 w3", &greedy(10))
+        .unwrap()
+        .complete()
+        .unwrap();
     let mut parts = engine.session().unwrap();
     let mut tokens = Vec::new();
-    let first = parts.generate("w1 w2 w3", &greedy(4)).unwrap().complete().unwrap();
+    let first = parts
+        .generate("w1 w2 w3", &greedy(4))
+        .unwrap()
+        .complete()
+        .unwrap();
     tokens.extend(first.tokens);
     let second = parts.generate("", &greedy(6)).unwrap().complete().unwrap();
     tokens.extend(second.tokens);
@@ -177,15 +228,26 @@ fn generation_goes_on_where_the_last_one_stopped() {
 fn generation_ends_before_a_stop_string_that_spans_tokens() {
     let engine = engine(Device::Cpu);
     let mut session = engine.session().unwrap();
-    let text = session.generate("w1 w2 w3", &greedy(12)).unwrap().text().unwrap();
+    let text = session
+        .generate("w1 w2 w3", &greedy(12))
+        .unwrap()
+        .text()
+        .unwrap();
     // Cut across a piece in the middle of the text.
     let chars: Vec<char> = text.chars().collect();
     let middle = chars.len() / 2;
     let stop: String = chars[middle - 1..middle + 2].iter().collect();
     let expected = &text[..text.find(&stop).unwrap()];
     session.rewind(0).unwrap();
-    let options = GenerateOptions { stop: vec![stop.clone()], ..greedy(12) };
-    let completion = session.generate("w1 w2 w3", &options).unwrap().complete().unwrap();
+    let options = GenerateOptions {
+        stop: vec![stop.clone()],
+        ..greedy(12)
+    };
+    let completion = session
+        .generate("w1 w2 w3", &options)
+        .unwrap()
+        .complete()
+        .unwrap();
     assert_eq!(completion.text, expected);
     assert_eq!(completion.finish_reason, FinishReason::Stop(stop));
 }
@@ -195,9 +257,21 @@ fn sampled_generation_repeats_with_its_seed() {
     let mut session = engine(Device::Cpu).session().unwrap();
     let mut generate = |seed| {
         session.rewind(0).unwrap();
-        let sampling = SamplingOptions { seed: Some(seed), ..Default::default() };
-        let options = GenerateOptions { max_tokens: 20, sampling, ..Default::default() };
-        session.generate("w5", &options).unwrap().complete().unwrap().tokens
+        let sampling = SamplingOptions {
+            seed: Some(seed),
+            ..Default::default()
+        };
+        let options = GenerateOptions {
+            max_tokens: 20,
+            sampling,
+            ..Default::default()
+        };
+        session
+            .generate("w5", &options)
+            .unwrap()
+            .complete()
+            .unwrap()
+            .tokens
     };
     let first = generate(11);
     assert_eq!(generate(11), first);
@@ -209,26 +283,55 @@ fn chat_runs_only_what_the_session_has_not_seen() {
     let engine = engine(Device::Cpu);
     let mut session = engine.session().unwrap();
     let mut messages = vec![Message::user("w1 w2 w3 w4")];
-    let first = session.chat(&messages, &greedy(5)).unwrap().complete().unwrap();
+    let first = session
+        .chat(&messages, &greedy(5))
+        .unwrap()
+        .complete()
+        .unwrap();
     messages.push(Message::assistant(&first.text));
     messages.push(Message::user("w9"));
-    let second = session.chat(&messages, &greedy(5)).unwrap().complete().unwrap();
-    let all = engine.chat_template().unwrap().render(&messages, true).unwrap();
+    let second = session
+        .chat(&messages, &greedy(5))
+        .unwrap()
+        .complete()
+        .unwrap();
+    let all = engine
+        .chat_template()
+        .unwrap()
+        .render(&messages, true)
+        .unwrap();
     let n_all = engine.tokenizer().encode(&all, true, true).unwrap().len();
-    assert!(second.stats.n_prompt_tokens < n_all - 5, "{:?} of {n_all}", second.stats);
+    assert!(
+        second.stats.n_prompt_tokens < n_all - 5,
+        "{:?} of {n_all}",
+        second.stats
+    );
 
     let mut fresh = engine.session().unwrap();
-    let again = fresh.chat(&messages, &greedy(5)).unwrap().complete().unwrap();
+    let again = fresh
+        .chat(&messages, &greedy(5))
+        .unwrap()
+        .complete()
+        .unwrap();
     assert_eq!(again.tokens, second.tokens);
 }
 
 #[test]
 fn chat_without_a_template_is_an_error_that_says_so() {
     let gguf = tiny::gguf(WeightType::F32, None);
-    let engine = Engine::builder_from(gguf).device(Device::Cpu).build().unwrap();
+    let engine = Engine::builder_from(gguf)
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     let mut session = engine.session().unwrap();
-    let error = session.chat(&[Message::user("w1")], &greedy(5)).err().unwrap();
-    assert!(matches!(&error, Error::ChatTemplate { message } if message.contains("none")), "{error}");
+    let error = session
+        .chat(&[Message::user("w1")], &greedy(5))
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, Error::ChatTemplate { message } if message.contains("none")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -242,7 +345,9 @@ fn observed_steps_carry_the_plans_names_in_order() {
         let engine = engine(device);
         let mut names = Vec::new();
         let mut session = engine.session().unwrap();
-        session.observe(&tokens(3), &mut |step| names.push(step.name.to_owned())).unwrap();
+        session
+            .observe(&tokens(3), &mut |step| names.push(step.name.to_owned()))
+            .unwrap();
         let expected: Vec<&str> = engine.plan().steps.iter().map(|step| &*step.name).collect();
         assert_eq!(names, expected);
     }

@@ -42,7 +42,11 @@ impl Backend for ReferenceBackend {
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(ReferenceExecutor::new(self.weights.clone(), plan.clone(), kv)))
+        Ok(Box::new(ReferenceExecutor::new(
+            self.weights.clone(),
+            plan.clone(),
+            kv,
+        )))
     }
 }
 
@@ -65,7 +69,10 @@ impl ReferenceExecutor {
     pub(crate) fn new(weights: Weights, plan: Arc<Plan>, kv: &KvLayout) -> Self {
         let cache = |layer: usize| {
             let n = kv.capacity * kv.layers[layer].width();
-            LayerCache { keys: vec![0.0; n], values: vec![0.0; n] }
+            LayerCache {
+                keys: vec![0.0; n],
+                values: vec![0.0; n],
+            }
         };
         ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
@@ -137,10 +144,14 @@ impl ReferenceExecutor {
                 };
                 kernels::embed::twin(&row, batch.tokens, scale, out);
             }
-            Op::RmsNorm { src, weight, eps, .. } => {
+            Op::RmsNorm {
+                src, weight, eps, ..
+            } => {
                 kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
             }
-            Op::MatMul { src, weight, bias, .. } => {
+            Op::MatMul {
+                src, weight, bias, ..
+            } => {
                 let bias = bias.map(|bias| self.weights.vector(bias));
                 let row = |index: usize, row: &mut [f32]| {
                     self.weights.decode_rows(weight, index..index + 1, row);
@@ -148,13 +159,25 @@ impl ReferenceExecutor {
                 let n_cols = self.weights.get(weight).n_cols;
                 kernels::matmul::twin(&row, n_cols, buffer(src), bias.as_deref(), out);
             }
-            Op::Rope { src, table, head_dim, dst } => {
+            Op::Rope {
+                src,
+                table,
+                head_dim,
+                dst,
+            } => {
                 let table = &self.plan.rope_tables[table.0];
                 let width = self.plan.buffer(dst).width;
                 kernels::rope::twin(table, batch.position, width, head_dim, buffer(src), out);
             }
             Op::StoreKv { .. } => unreachable!("stores are handled by `store_kv`"),
-            Op::Attention { q, layer, n_head, scale, window, .. } => {
+            Op::Attention {
+                q,
+                layer,
+                n_head,
+                scale,
+                window,
+                ..
+            } => {
                 let shape = kernels::attention::Shape {
                     n_head,
                     n_head_kv: self.kv.layers[layer].n_head_kv,
@@ -166,7 +189,12 @@ impl ReferenceExecutor {
                 let cache = &self.caches[layer];
                 kernels::attention::twin(&shape, buffer(q), &cache.keys, &cache.values, out);
             }
-            Op::GatedActivation { gate, up, activation, .. } => {
+            Op::GatedActivation {
+                gate,
+                up,
+                activation,
+                ..
+            } => {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
@@ -185,7 +213,9 @@ impl Executor for ReferenceExecutor {
         let plan = self.plan.clone();
         for (index, step) in plan.steps.iter().enumerate() {
             self.step(index, batch);
-            let Some(observer) = observer.as_deref_mut() else { continue };
+            let Some(observer) = observer.as_deref_mut() else {
+                continue;
+            };
             let stored;
             let (values, width) = match (&step.op, step.op.dst()) {
                 (Op::StoreKv { layer, .. }, _) => {
@@ -195,7 +225,12 @@ impl Executor for ReferenceExecutor {
                 (_, Some(dst)) => (self.buffer(dst), plan.buffer(dst).width),
                 (_, None) => continue,
             };
-            observer(&Observation { index, step, values, width })?;
+            observer(&Observation {
+                index,
+                step,
+                values,
+                width,
+            })?;
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(plan.logits));

@@ -89,6 +89,7 @@ pub(crate) struct Variant {
 }
 
 /// Every kernel of the crate.
+#[cfg(test)]
 pub(crate) const ALL: [&Kernel; 10] = [
     &add::KERNEL,
     &attention::KERNEL,

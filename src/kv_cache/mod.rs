@@ -73,7 +73,9 @@ impl KvLayout {
 
     /// Bytes of the whole cache.
     pub fn total_bytes(&self) -> u64 {
-        (0..self.layers.len()).map(|layer| 2 * self.layer_bytes(layer)).sum()
+        (0..self.layers.len())
+            .map(|layer| 2 * self.layer_bytes(layer))
+            .sum()
     }
 
     /// Bytes that one position takes over all layers.
@@ -89,7 +91,11 @@ impl KvLayout {
     pub fn check_room(&self, length: usize, requested: usize) -> Result<()> {
         match length.checked_add(requested) {
             Some(total) if total <= self.capacity => Ok(()),
-            _ => Err(Error::ContextFull { length, requested, capacity: self.capacity }),
+            _ => Err(Error::ContextFull {
+                length,
+                requested,
+                capacity: self.capacity,
+            }),
         }
     }
 }
@@ -104,16 +110,31 @@ mod tests {
     use super::*;
 
     fn layout(ty: KvType) -> KvLayout {
-        let layers =
-            vec![KvLayer { n_head_kv: 3, head_dim: 64 }, KvLayer { n_head_kv: 1, head_dim: 256 }];
-        KvLayout { layers, capacity: 10, ty }
+        let layers = vec![
+            KvLayer {
+                n_head_kv: 3,
+                head_dim: 64,
+            },
+            KvLayer {
+                n_head_kv: 1,
+                head_dim: 256,
+            },
+        ];
+        KvLayout {
+            layers,
+            capacity: 10,
+            ty,
+        }
     }
 
     #[test]
     fn layout_counts_keys_and_values_of_every_layer() {
         assert_eq!(layout(KvType::F32).layer_bytes(0), 10 * 192 * 4);
         assert_eq!(layout(KvType::F16).total_bytes(), 2 * 10 * (192 + 256) * 2);
-        assert_eq!(layout(KvType::F16).bytes_per_position() * 10, layout(KvType::F16).total_bytes());
+        assert_eq!(
+            layout(KvType::F16).bytes_per_position() * 10,
+            layout(KvType::F16).total_bytes()
+        );
     }
 
     #[test]
@@ -122,7 +143,14 @@ mod tests {
         assert!(layout.check_room(7, 3).is_ok());
         let error = layout.check_room(7, 4).unwrap_err();
         assert!(
-            matches!(error, Error::ContextFull { length: 7, requested: 4, capacity: 10 }),
+            matches!(
+                error,
+                Error::ContextFull {
+                    length: 7,
+                    requested: 4,
+                    capacity: 10
+                }
+            ),
             "{error}"
         );
         assert!(layout.check_room(7, usize::MAX).is_err());

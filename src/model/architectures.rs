@@ -97,7 +97,10 @@ const TABLE: &[Architecture] = &[
         rope_divisors: false,
         activation: Activation::GeluTanh,
         embedding_scale: EmbeddingScale::SqrtHiddenSize,
-        windows: Windows::Periodic { period: 6, local_theta: 10000.0 },
+        windows: Windows::Periodic {
+            period: 6,
+            local_theta: 10000.0,
+        },
         qkv_bias: Presence::Absent,
         other_bias: Presence::Absent,
         qk_norm: Presence::Required,
@@ -125,9 +128,16 @@ impl Architecture {
 
 /// The row of a name.
 pub(super) fn find(name: &str) -> Result<&'static Architecture> {
-    TABLE.iter().find(|row| row.name == name).ok_or_else(|| Error::Unsupported {
-        kind: "architecture",
-        name: name.to_owned(),
-        supported: TABLE.iter().map(|row| row.name).collect::<Vec<_>>().join(", "),
-    })
+    TABLE
+        .iter()
+        .find(|row| row.name == name)
+        .ok_or_else(|| Error::Unsupported {
+            kind: "architecture",
+            name: name.to_owned(),
+            supported: TABLE
+                .iter()
+                .map(|row| row.name)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
 }

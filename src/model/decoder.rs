@@ -58,7 +58,13 @@ impl DecoderModel {
             .collect::<Result<Vec<_>>>()?;
         let output_norm = find.vector("output_norm.weight", hidden)?;
         let output = if find.has("output.weight") {
-            linear(&mut find, "output", spec.vocab_size, hidden, Presence::Optional)?
+            linear(
+                &mut find,
+                "output",
+                spec.vocab_size,
+                hidden,
+                Presence::Optional,
+            )?
         } else {
             (token_embd, None)
         };
@@ -66,7 +72,14 @@ impl DecoderModel {
             find.mark_used(ROPE_DIVISORS);
         }
         let weights = find.finish()?;
-        Ok(DecoderModel { spec, weights, token_embd, layers, output_norm, output })
+        Ok(DecoderModel {
+            spec,
+            weights,
+            token_embd,
+            layers,
+            output_norm,
+            output,
+        })
     }
 }
 
@@ -100,9 +113,19 @@ fn attention_inputs(
     let fused = format!("{prefix}attn_qkv.weight");
     if !find.has(&fused) {
         let mut one = |name: &str, n_out: usize| {
-            linear(find, &format!("{prefix}{name}"), n_out, hidden, architecture.qkv_bias)
+            linear(
+                find,
+                &format!("{prefix}{name}"),
+                n_out,
+                hidden,
+                architecture.qkv_bias,
+            )
         };
-        return Ok([one("attn_q", n_q)?, one("attn_k", n_kv)?, one("attn_v", n_kv)?]);
+        return Ok([
+            one("attn_q", n_q)?,
+            one("attn_k", n_kv)?,
+            one("attn_v", n_kv)?,
+        ]);
     }
     let n_all = n_q + 2 * n_kv;
     let fused_bias = format!("{prefix}attn_qkv.bias");
@@ -113,7 +136,9 @@ fn attention_inputs(
     };
     let mut one = |rows: std::ops::Range<usize>| -> Result<Linear> {
         let weight = find.part(&fused, &[n_all, hidden], rows.clone())?;
-        let bias = has_bias.then(|| find.vector_part(&fused_bias, n_all, rows)).transpose()?;
+        let bias = has_bias
+            .then(|| find.vector_part(&fused_bias, n_all, rows))
+            .transpose()?;
         Ok((weight, bias))
     };
     Ok([one(0..n_q)?, one(n_q..n_q + n_kv)?, one(n_q + n_kv..n_all)?])
@@ -131,7 +156,9 @@ fn layer_weights(
     let n_ffn = layer.intermediate_size;
     let bias = architecture.other_bias;
     let norm = |find: &mut WeightFinder, name: &str, wanted: bool, n: usize| {
-        wanted.then(|| find.vector(&format!("{prefix}{name}.weight"), n)).transpose()
+        wanted
+            .then(|| find.vector(&format!("{prefix}{name}.weight"), n))
+            .transpose()
     };
     let qk_norm = architecture.qk_norm == Presence::Required;
     let post = architecture.post_norms;
@@ -166,7 +193,11 @@ pub(crate) fn decoder_plan(
     let eps = spec.rms_norm_eps;
     let mut b = PlanBuilder::new(weights);
 
-    let embedding = if spec.embedding_scale == 1.0 { "embd" } else { "inp_scaled" };
+    let embedding = if spec.embedding_scale == 1.0 {
+        "embd"
+    } else {
+        "inp_scaled"
+    };
     let mut x = b.embed(embedding, model.token_embd, spec.embedding_scale);
     for (index, (layer, w)) in spec.layers.iter().zip(&model.layers).enumerate() {
         b.layer(Some(index));

@@ -8,11 +8,26 @@ use std::collections::BTreeSet;
 /// Keys that do not change the forward pass, with the reason.
 const SAFE_TO_IGNORE: &[(&str, &str)] = &[
     ("vocab_size", "the embedding's rows count the vocabulary"),
-    ("rope.scaling.finetuned", "a note on training; only hybrid models act on it"),
-    ("rope.scaling.yarn_beta_fast", "llama.cpp keeps 32 for these architectures (MATHS: YaRN)"),
-    ("rope.scaling.yarn_beta_slow", "llama.cpp keeps 1 for these architectures (MATHS: YaRN)"),
-    ("attention.causal", "every decoder here is causal; checked to be true"),
-    ("tensor_data_layout", "the layout of rows follows from the architecture"),
+    (
+        "rope.scaling.finetuned",
+        "a note on training; only hybrid models act on it",
+    ),
+    (
+        "rope.scaling.yarn_beta_fast",
+        "llama.cpp keeps 32 for these architectures (MATHS: YaRN)",
+    ),
+    (
+        "rope.scaling.yarn_beta_slow",
+        "llama.cpp keeps 1 for these architectures (MATHS: YaRN)",
+    ),
+    (
+        "attention.causal",
+        "every decoder here is causal; checked to be true",
+    ),
+    (
+        "tensor_data_layout",
+        "the layout of rows follows from the architecture",
+    ),
 ];
 
 /// The metadata under `{architecture}.`.
@@ -24,7 +39,11 @@ pub(super) struct Hyperparameters<'a> {
 
 impl<'a> Hyperparameters<'a> {
     pub(super) fn new(metadata: &'a Metadata, architecture: &'a str) -> Self {
-        Hyperparameters { metadata, architecture, read: RefCell::default() }
+        Hyperparameters {
+            metadata,
+            architecture,
+            read: RefCell::default(),
+        }
     }
 
     /// The full key; from here on it counts as read.
@@ -48,12 +67,16 @@ impl<'a> Hyperparameters<'a> {
         if !matches!(self.metadata.get(&key), Some(Value::Array(_))) {
             return Ok(self.metadata.usize(&key)?.map(|count| vec![count; n_layer]));
         }
-        let Some(counts) = self.metadata.u32s(&key)? else { return Ok(None) };
+        let Some(counts) = self.metadata.u32s(&key)? else {
+            return Ok(None);
+        };
         if counts.len() != n_layer {
             let message = format!("key `{key}`: {} entries, expected {n_layer}", counts.len());
             return Err(Error::InvalidModel { message });
         }
-        Ok(Some(counts.into_iter().map(|count| count as usize).collect()))
+        Ok(Some(
+            counts.into_iter().map(|count| count as usize).collect(),
+        ))
     }
 
     /// For each layer whether it is windowed: every layer but each `n`-th, or a flag for each.
@@ -73,7 +96,9 @@ impl<'a> Hyperparameters<'a> {
             return Ok(flags.to_vec());
         }
         let period = self.metadata.usize(&key)?.unwrap_or(default_period).max(1);
-        Ok((0..n_layer).map(|layer| layer % period < period - 1).collect())
+        Ok((0..n_layer)
+            .map(|layer| layer % period < period - 1)
+            .collect())
     }
 
     pub(super) fn f32(&self, suffix: &str) -> Result<Option<f32>> {
@@ -96,7 +121,9 @@ impl<'a> Hyperparameters<'a> {
 
     /// An error that names one of this architecture's keys.
     pub(super) fn invalid(&self, suffix: &str, what: impl std::fmt::Display) -> Error {
-        Error::InvalidModel { message: format!("key `{}.{suffix}`: {what}", self.architecture) }
+        Error::InvalidModel {
+            message: format!("key `{}.{suffix}`: {what}", self.architecture),
+        }
     }
 
     fn missing(&self, suffix: &str) -> Error {
@@ -112,7 +139,9 @@ impl<'a> Hyperparameters<'a> {
         let prefix = format!("{}.", self.architecture);
         let read = self.read.borrow();
         for (key, value) in self.metadata.iter() {
-            let Some(suffix) = key.strip_prefix(&prefix) else { continue };
+            let Some(suffix) = key.strip_prefix(&prefix) else {
+                continue;
+            };
             let absent = matches!(value, Value::Bool(false) | Value::U32(0) | Value::I32(0));
             if read.contains(key) || absent {
                 continue;

@@ -47,16 +47,24 @@ impl RopeSpec {
         let n = self.n_dims as f64;
         let theta = f64::from(self.theta);
         let divisor = |pair: usize| {
-            self.divisors.as_ref().and_then(|d| d.get(pair)).map_or(1.0, |&d| f64::from(d))
+            self.divisors
+                .as_ref()
+                .and_then(|d| d.get(pair))
+                .map_or(1.0, |&d| f64::from(d))
         };
         let plain = |pair: usize| theta.powf(-2.0 * pair as f64 / n) / divisor(pair);
         let pairs = 0..self.n_dims / 2;
         let (inverse_frequency, magnitude): (Vec<f64>, f64) = match self.scaling {
             RopeScaling::None => (pairs.map(plain).collect(), 1.0),
-            RopeScaling::Linear { factor } => {
-                (pairs.map(|pair| plain(pair) / f64::from(factor)).collect(), 1.0)
-            }
-            RopeScaling::Yarn { factor, original_context_length, log_multiplier } => {
+            RopeScaling::Linear { factor } => (
+                pairs.map(|pair| plain(pair) / f64::from(factor)).collect(),
+                1.0,
+            ),
+            RopeScaling::Yarn {
+                factor,
+                original_context_length,
+                log_multiplier,
+            } => {
                 let factor = f64::from(factor);
                 let original = original_context_length as f64;
                 // The dimension whose wave turns `turns` times over the original context.
@@ -75,7 +83,11 @@ impl RopeSpec {
             }
         };
         let magnitude = magnitude * f64::from(self.attention_factor);
-        RopeTable { pairing: self.pairing, inverse_frequency, magnitude }
+        RopeTable {
+            pairing: self.pairing,
+            inverse_frequency,
+            magnitude,
+        }
     }
 }
 

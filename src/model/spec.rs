@@ -71,9 +71,11 @@ impl DecoderSpec {
                 return Err(keys.invalid(key, format!("{value}, expected 1 to {}", 1 << 24)));
             }
         }
-        let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| Error::InvalidModel {
-            message: "tensor `token_embd.weight` is missing".to_owned(),
-        })?;
+        let embedding = gguf
+            .tensor("token_embd.weight")
+            .ok_or_else(|| Error::InvalidModel {
+                message: "tensor `token_embd.weight` is missing".to_owned(),
+            })?;
         let spec = DecoderSpec {
             architecture: name.to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
@@ -91,8 +93,10 @@ impl DecoderSpec {
         if let Some(stated) = keys.usize("vocab_size")?
             && stated != spec.vocab_size
         {
-            let what =
-                format!("{stated}, but `token_embd.weight` has {} rows", spec.vocab_size);
+            let what = format!(
+                "{stated}, but `token_embd.weight` has {} rows",
+                spec.vocab_size
+            );
             return Err(keys.invalid("vocab_size", what));
         }
         keys.refuse_unread()?;
@@ -122,11 +126,13 @@ fn layers(
     hidden_size: usize,
 ) -> Result<Vec<LayerSpec>> {
     let required = |key: &str| -> Result<Vec<usize>> {
-        keys.per_layer(key, n_layer)?.ok_or_else(|| keys.invalid(key, "missing"))
+        keys.per_layer(key, n_layer)?
+            .ok_or_else(|| keys.invalid(key, "missing"))
     };
     let n_head = required("attention.head_count")?;
-    let n_head_kv =
-        keys.per_layer("attention.head_count_kv", n_layer)?.unwrap_or_else(|| n_head.clone());
+    let n_head_kv = keys
+        .per_layer("attention.head_count_kv", n_layer)?
+        .unwrap_or_else(|| n_head.clone());
     let intermediate_size = required("feed_forward_length")?;
     let head_dim = match keys.usize("attention.key_length")? {
         Some(head_dim) => head_dim,
@@ -148,14 +154,23 @@ fn layers(
         Windows::Periodic { .. } => keys.usize("attention.sliding_window")?,
     };
     let (windowed, local_rope) = match (architecture.windows, window) {
-        (Windows::Periodic { period, local_theta }, Some(_)) => {
+        (
+            Windows::Periodic {
+                period,
+                local_theta,
+            },
+            Some(_),
+        ) => {
             let local = RopeSpec {
                 theta: keys.f32("rope.freq_base_swa")?.unwrap_or(local_theta),
                 scaling: RopeScaling::None,
                 attention_factor: 1.0,
                 ..global_rope.clone()
             };
-            (keys.windowed_layers("attention.sliding_window_pattern", period, n_layer)?, local)
+            (
+                keys.windowed_layers("attention.sliding_window_pattern", period, n_layer)?,
+                local,
+            )
         }
         _ => (vec![false; n_layer], global_rope.clone()),
     };
@@ -179,7 +194,11 @@ fn layers(
                 intermediate_size: intermediate_size[layer],
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
-                rope: if windowed[layer] { local_rope.clone() } else { global_rope.clone() },
+                rope: if windowed[layer] {
+                    local_rope.clone()
+                } else {
+                    global_rope.clone()
+                },
             })
         })
         .collect()
@@ -205,7 +224,10 @@ fn rope(
     }
     let factor = if factor == 0.0 { 1.0 } else { factor };
     if factor < 0.0 {
-        return Err(keys.invalid("rope.scaling.factor", format!("{factor}, expected more than 0")));
+        return Err(keys.invalid(
+            "rope.scaling.factor",
+            format!("{factor}, expected more than 0"),
+        ));
     }
     let original_context_length = keys.usize("rope.scaling.original_context_length")?;
     let log_multiplier = keys.f32("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
@@ -235,22 +257,34 @@ fn rope(
         theta,
         scaling,
         attention_factor: keys.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
-        divisors: if architecture.rope_divisors { rope_divisors(gguf, n_dims)? } else { None },
+        divisors: if architecture.rope_divisors {
+            rope_divisors(gguf, n_dims)?
+        } else {
+            None
+        },
     })
 }
 
 fn rope_divisors(gguf: &Gguf, n_dims: usize) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = gguf.tensor(super::weights::ROPE_DIVISORS) else { return Ok(None) };
+    let Some(tensor) = gguf.tensor(super::weights::ROPE_DIVISORS) else {
+        return Ok(None);
+    };
     let invalid = |what: String| Error::InvalidModel {
         message: format!("tensor `{}`: {what}", tensor.name),
     };
     if tensor.shape != [n_dims / 2] {
-        return Err(invalid(format!("shape {:?}, expected [{}]", tensor.shape, n_dims / 2)));
+        return Err(invalid(format!(
+            "shape {:?}, expected [{}]",
+            tensor.shape,
+            n_dims / 2
+        )));
     }
     let mut divisors = vec![0.0; n_dims / 2];
     WeightType::try_from(tensor.ty)?.decode(gguf.tensor_bytes(tensor), &mut divisors);
     match divisors.iter().find(|d| !(d.is_finite() && **d != 0.0)) {
-        Some(bad) => Err(invalid(format!("{bad}, expected finite divisors other than 0"))),
+        Some(bad) => Err(invalid(format!(
+            "{bad}, expected finite divisors other than 0"
+        ))),
         None => Ok(Some(divisors)),
     }
 }

@@ -66,7 +66,10 @@ impl Weights {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (WeightId, &Weight)> {
-        self.entries.iter().enumerate().map(|(index, weight)| (WeightId(index), weight))
+        self.entries
+            .iter()
+            .enumerate()
+            .map(|(index, weight)| (WeightId(index), weight))
     }
 
     /// Bytes of all weights as devices hold them.
@@ -106,7 +109,8 @@ impl Weights {
         let weight = self.get(id);
         weight.file_type.decode(self.file_rows(id, rows), out);
         if weight.ty == WeightType::F16 && weight.file_type != WeightType::F16 {
-            out.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
+            out.iter_mut()
+                .for_each(|value| *value = f16::from_f32(*value).to_f32());
         }
     }
 
@@ -134,7 +138,12 @@ pub(super) struct WeightFinder {
 
 impl WeightFinder {
     pub(super) fn new(gguf: Arc<Gguf>, storage: WeightStorage) -> Self {
-        WeightFinder { gguf, storage, entries: Vec::new(), used: BTreeSet::new() }
+        WeightFinder {
+            gguf,
+            storage,
+            entries: Vec::new(),
+            used: BTreeSet::new(),
+        }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -169,7 +178,11 @@ impl WeightFinder {
             WeightStorage::F32 => WeightType::F32,
         };
         let whole = !is_matrix || rows == (0..shape[0]);
-        let name = if whole { name.to_owned() } else { format!("{name}[{rows:?}]") };
+        let name = if whole {
+            name.to_owned()
+        } else {
+            format!("{name}[{rows:?}]")
+        };
         Ok(self.push(Weight {
             name,
             n_rows: rows.len(),
@@ -209,14 +222,20 @@ impl WeightFinder {
 
     /// The index and type of a tensor of this very shape; from here on it counts as used.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<(usize, WeightType)> {
-        let found = self.gguf.tensors().iter().position(|tensor| tensor.name == name);
+        let found = self
+            .gguf
+            .tensors()
+            .iter()
+            .position(|tensor| tensor.name == name);
         let index = found.ok_or_else(|| Error::InvalidModel {
             message: format!("tensor `{name}` is missing"),
         })?;
         let tensor = &self.gguf.tensors()[index];
         if tensor.shape != shape {
-            let message =
-                format!("tensor `{name}`: shape {:?}, expected {shape:?}", tensor.shape);
+            let message = format!(
+                "tensor `{name}`: shape {:?}, expected {shape:?}",
+                tensor.shape
+            );
             return Err(Error::InvalidModel { message });
         }
         self.used.insert(index);
@@ -230,7 +249,12 @@ impl WeightFinder {
 
     /// Counts a tensor as used that is not kept as a weight.
     pub(super) fn mark_used(&mut self, name: &str) {
-        self.used.extend(self.gguf.tensors().iter().position(|tensor| tensor.name == name));
+        self.used.extend(
+            self.gguf
+                .tensors()
+                .iter()
+                .position(|tensor| tensor.name == name),
+        );
     }
 
     /// All weights, if every tensor of the file is used.
@@ -247,6 +271,9 @@ impl WeightFinder {
             );
             return Err(Error::InvalidModel { message });
         }
-        Ok(Weights { gguf: self.gguf, entries: self.entries })
+        Ok(Weights {
+            gguf: self.gguf,
+            entries: self.entries,
+        })
     }
 }

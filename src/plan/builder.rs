@@ -51,7 +51,11 @@ impl<'a> PlanBuilder<'a> {
     }
 
     fn buffer(&mut self, name: &str, width: usize, extent: Extent) -> BufferId {
-        let wanted = Buffer { name: name.to_owned(), width, extent };
+        let wanted = Buffer {
+            name: name.to_owned(),
+            width,
+            extent,
+        };
         let found = self.buffers.iter().position(|known| *known == wanted);
         BufferId(found.unwrap_or_else(|| {
             self.buffers.push(wanted);
@@ -65,7 +69,10 @@ impl<'a> PlanBuilder<'a> {
     }
 
     fn push(&mut self, name: &str, op: Op) {
-        self.steps.push(Step { name: format!("{}{name}", self.prefix), op });
+        self.steps.push(Step {
+            name: format!("{}{name}", self.prefix),
+            op,
+        });
     }
 
     pub(crate) fn embed(&mut self, name: &str, weight: WeightId, scale: f32) -> BufferId {
@@ -82,7 +89,15 @@ impl<'a> PlanBuilder<'a> {
         eps: f32,
     ) -> BufferId {
         let dst = self.like(name, src);
-        self.push(name, Op::RmsNorm { src, weight, eps, dst });
+        self.push(
+            name,
+            Op::RmsNorm {
+                src,
+                weight,
+                eps,
+                dst,
+            },
+        );
         dst
     }
 
@@ -94,7 +109,15 @@ impl<'a> PlanBuilder<'a> {
     ) -> BufferId {
         let extent = self.buffers[src.0].extent;
         let dst = self.buffer(name, self.weights.get(weight).n_rows, extent);
-        self.push(name, Op::MatMul { src, weight, bias, dst });
+        self.push(
+            name,
+            Op::MatMul {
+                src,
+                weight,
+                bias,
+                dst,
+            },
+        );
         dst
     }
 
@@ -106,7 +129,15 @@ impl<'a> PlanBuilder<'a> {
         head_dim: usize,
     ) -> BufferId {
         let dst = self.like(name, src);
-        self.push(name, Op::Rope { src, table, head_dim, dst });
+        self.push(
+            name,
+            Op::Rope {
+                src,
+                table,
+                head_dim,
+                dst,
+            },
+        );
         dst
     }
 
@@ -121,8 +152,23 @@ impl<'a> PlanBuilder<'a> {
         params: AttentionParams,
     ) -> BufferId {
         let dst = self.like(name, q);
-        let AttentionParams { layer, n_head, scale, window } = params;
-        self.push(name, Op::Attention { q, layer, n_head, scale, window, dst });
+        let AttentionParams {
+            layer,
+            n_head,
+            scale,
+            window,
+        } = params;
+        self.push(
+            name,
+            Op::Attention {
+                q,
+                layer,
+                n_head,
+                scale,
+                window,
+                dst,
+            },
+        );
         dst
     }
 
@@ -134,7 +180,15 @@ impl<'a> PlanBuilder<'a> {
         activation: Activation,
     ) -> BufferId {
         let dst = self.like(name, gate);
-        self.push(name, Op::GatedActivation { gate, up, activation, dst });
+        self.push(
+            name,
+            Op::GatedActivation {
+                gate,
+                up,
+                activation,
+                dst,
+            },
+        );
         dst
     }
 
@@ -158,8 +212,21 @@ impl<'a> PlanBuilder<'a> {
         max_rows: usize,
         max_outputs: usize,
     ) -> Result<Plan> {
-        let PlanBuilder { weights, buffers, rope_tables, steps, .. } = self;
-        let plan = Plan { max_rows, max_outputs, buffers, rope_tables, steps, logits };
+        let PlanBuilder {
+            weights,
+            buffers,
+            rope_tables,
+            steps,
+            ..
+        } = self;
+        let plan = Plan {
+            max_rows,
+            max_outputs,
+            buffers,
+            rope_tables,
+            steps,
+            logits,
+        };
         check(&plan, weights, kv)?;
         Ok(plan)
     }

@@ -16,17 +16,25 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
     let mut stored: BTreeSet<usize> = BTreeSet::new();
     for step in &plan.steps {
         let fail = |what: String| {
-            Err(Error::InvalidModel { message: format!("step `{}`: {what}", step.name) })
+            Err(Error::InvalidModel {
+                message: format!("step `{}`: {what}", step.name),
+            })
         };
         if !names.insert(&step.name) {
             return fail("stands in the plan twice".to_owned());
         }
         for source in step.op.sources() {
             if !written.contains(&source) {
-                return fail(format!("reads `{}` before it is written", plan.buffer(source).name));
+                return fail(format!(
+                    "reads `{}` before it is written",
+                    plan.buffer(source).name
+                ));
             }
             if step.op.dst() == Some(source) {
-                return fail(format!("writes `{}`, which it reads", plan.buffer(source).name));
+                return fail(format!(
+                    "writes `{}`, which it reads",
+                    plan.buffer(source).name
+                ));
             }
         }
         if let Some(what) = mismatch(plan, weights, kv, &stored, &step.op) {
@@ -38,7 +46,9 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
         written.extend(step.op.dst());
     }
     if plan.buffer(plan.logits).extent != Extent::Outputs || !written.contains(&plan.logits) {
-        return Err(Error::InvalidModel { message: "the plan writes no logits".to_owned() });
+        return Err(Error::InvalidModel {
+            message: "the plan writes no logits".to_owned(),
+        });
     }
     Ok(())
 }
@@ -62,14 +72,26 @@ fn mismatch(
     };
     match *op {
         Op::Embed { weight, dst, .. } => unequal("width", width(dst), columns(weight)),
-        Op::RmsNorm { src, weight, dst, .. } => unequal("width", width(dst), width(src))
+        Op::RmsNorm {
+            src, weight, dst, ..
+        } => unequal("width", width(dst), width(src))
             .or_else(|| unequal("partial group", width(src) % columns(weight), 0))
             .or_else(|| same_rows(src, dst)),
-        Op::MatMul { src, weight, bias, dst } => unequal("input", width(src), columns(weight))
+        Op::MatMul {
+            src,
+            weight,
+            bias,
+            dst,
+        } => unequal("input", width(src), columns(weight))
             .or_else(|| unequal("output", width(dst), weights.get(weight).n_rows))
             .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), width(dst))))
             .or_else(|| same_rows(src, dst)),
-        Op::Rope { src, table, head_dim, dst } => unequal("width", width(dst), width(src))
+        Op::Rope {
+            src,
+            table,
+            head_dim,
+            dst,
+        } => unequal("width", width(dst), width(src))
             .or_else(|| unequal("partial head", width(src) % head_dim, 0))
             .or_else(|| {
                 let n_dims = plan.rope_tables[table.0].n_dims();
@@ -80,19 +102,29 @@ fn mismatch(
             Some(cache) => unequal("keys", width(k), cache.width())
                 .or_else(|| unequal("values", width(v), cache.width())),
         },
-        Op::Attention { q, layer, n_head, dst, .. } => match kv.get(layer) {
+        Op::Attention {
+            q,
+            layer,
+            n_head,
+            dst,
+            ..
+        } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
             Some(_) if !stored.contains(&layer) => Some("reads a cache before it is stored".into()),
             Some(cache) => unequal("query", width(q), n_head * cache.head_dim)
                 .or_else(|| unequal("width", width(dst), width(q)))
                 .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0)),
         },
-        Op::GatedActivation { gate: a, up: b, dst, .. } | Op::Add { a, b, dst } => {
-            unequal("width", width(b), width(a))
-                .or_else(|| unequal("width", width(dst), width(a)))
-                .or_else(|| same_rows(a, b))
-                .or_else(|| same_rows(a, dst))
+        Op::GatedActivation {
+            gate: a,
+            up: b,
+            dst,
+            ..
         }
+        | Op::Add { a, b, dst } => unequal("width", width(b), width(a))
+            .or_else(|| unequal("width", width(dst), width(a)))
+            .or_else(|| same_rows(a, b))
+            .or_else(|| same_rows(a, dst)),
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src)),
     }
 }

@@ -1,4 +1,5 @@
 //! A tiny model of random weights, written by the crate's own writer: whole engines without a download.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use trueshot::gguf::{Gguf, WeightType, Writer};
 

@@ -26,10 +26,12 @@ pub(super) fn attention(
     dst: &mut [f32],
 ) {
     let head_dim = cache.shape.head_dim;
-    dst.par_chunks_exact_mut(head_dim).enumerate().for_each(|(index, dst)| {
-        let q = &q[index * head_dim..][..head_dim];
-        one_head(simd, attention, cache, index, q, dst);
-    });
+    dst.par_chunks_exact_mut(head_dim)
+        .enumerate()
+        .for_each(|(index, dst)| {
+            let q = &q[index * head_dim..][..head_dim];
+            one_head(simd, attention, cache, index, q, dst);
+        });
 }
 
 /// One head of one row. The softmax runs over blocks of keys: where a block has a new highest score,
@@ -58,8 +60,9 @@ fn one_head(
         let (ty, stride) = (cache.keys.ty(), width * cell_bytes(&cache.keys));
         simd.matvec(ty, cache.keys.bytes(cells.clone()), stride, q, weights);
 
-        let block_highest =
-            weights.iter().fold(f32::NEG_INFINITY, |most, &x| most.max(attention.scale * x));
+        let block_highest = weights
+            .iter()
+            .fold(f32::NEG_INFINITY, |most, &x| most.max(attention.scale * x));
         if block_highest > highest {
             let shrink = (highest - block_highest).exp();
             total *= shrink;

@@ -61,6 +61,10 @@ impl LayerCache {
     /// A zeroed cache.
     pub(super) fn new(ty: KvType, shape: KvLayer, capacity: usize) -> LayerCache {
         let n = capacity * shape.width();
-        LayerCache { keys: Cells::new(ty, n), values: Cells::new(ty, n), shape }
+        LayerCache {
+            keys: Cells::new(ty, n),
+            values: Cells::new(ty, n),
+            shape,
+        }
     }
 }

@@ -12,9 +12,13 @@ const PARALLEL_ELEMENTS: usize = 1 << 14;
 /// Calls `each` with the index of every row of `dst` and the row.
 pub(super) fn for_rows(dst: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
     if dst.len() < PARALLEL_ELEMENTS {
-        dst.chunks_exact_mut(width).enumerate().for_each(|(row, dst)| each(row, dst));
+        dst.chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(row, dst)| each(row, dst));
     } else {
-        dst.par_chunks_exact_mut(width).enumerate().for_each(|(row, dst)| each(row, dst));
+        dst.par_chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(row, dst)| each(row, dst));
     }
 }
 

@@ -28,10 +28,20 @@ impl CpuExecutor {
             .map(|id| vec![0.0; plan.max_rows_of(BufferId(id)) * plan.buffers[id].width])
             .collect();
         let angles = plan.rope_tables.iter();
-        let angles = angles.map(|table| vec![0.0; plan.max_rows * table.n_dims()]).collect();
+        let angles = angles
+            .map(|table| vec![0.0; plan.max_rows * table.n_dims()])
+            .collect();
         let caches = kv.layers.iter();
-        let caches = caches.map(|&shape| LayerCache::new(kv.ty, shape, kv.capacity)).collect();
-        CpuExecutor { shared, plan, buffers, angles, caches }
+        let caches = caches
+            .map(|&shape| LayerCache::new(kv.ty, shape, kv.capacity))
+            .collect();
+        CpuExecutor {
+            shared,
+            plan,
+            buffers,
+            angles,
+            caches,
+        }
     }
 
     /// The values of a buffer, `[n_rows, width]`.
@@ -77,25 +87,51 @@ impl CpuExecutor {
                 simd.decode(ty, &weights.rows(weight, token..token + 1), out);
                 out.iter_mut().for_each(|value| *value *= scale);
             }),
-            Op::RmsNorm { src, weight, eps, .. } => {
+            Op::RmsNorm {
+                src, weight, eps, ..
+            } => {
                 elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
             }
-            Op::MatMul { src, weight, bias, .. } => {
+            Op::MatMul {
+                src, weight, bias, ..
+            } => {
                 let bias = bias.map(|bias| weights.vector(bias));
                 matmul::matmul(simd, weights, weight, bias, buffer(src), out);
             }
-            Op::Rope { src, table, head_dim, .. } => {
+            Op::Rope {
+                src,
+                table,
+                head_dim,
+                ..
+            } => {
                 let angles = &self.angles[table.0];
                 let table = &self.plan.rope_tables[table.0];
                 let (pairing, n_dims) = (table.pairing, table.n_dims());
                 elementwise::rope(pairing, angles, n_dims, width, head_dim, buffer(src), out);
             }
             Op::StoreKv { .. } => {}
-            Op::Attention { q, layer, n_head, scale, window, .. } => {
-                let shape = Attention { n_head, scale, window, position: batch.position };
+            Op::Attention {
+                q,
+                layer,
+                n_head,
+                scale,
+                window,
+                ..
+            } => {
+                let shape = Attention {
+                    n_head,
+                    scale,
+                    window,
+                    position: batch.position,
+                };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
             }
-            Op::GatedActivation { gate, up, activation, .. } => {
+            Op::GatedActivation {
+                gate,
+                up,
+                activation,
+                ..
+            } => {
                 elementwise::gated_activation(activation, width, buffer(gate), buffer(up), out);
             }
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
@@ -118,7 +154,12 @@ impl CpuExecutor {
             (_, Some(dst)) => (self.buffer(dst, batch), self.plan.buffer(dst).width),
             (_, None) => return Ok(()),
         };
-        observer(&Observation { index, step, values, width })
+        observer(&Observation {
+            index,
+            step,
+            values,
+            width,
+        })
     }
 
     /// The cache rows of a batch: keys, then values.
@@ -146,7 +187,9 @@ impl Executor for CpuExecutor {
         match observer {
             None => shared.pool.install(|| {
                 self.prepare(batch);
-                plan.steps.iter().for_each(|step| self.step(&step.op, batch));
+                plan.steps
+                    .iter()
+                    .for_each(|step| self.step(&step.op, batch));
             }),
             Some(observer) => {
                 shared.pool.install(|| self.prepare(batch));

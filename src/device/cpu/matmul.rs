@@ -38,27 +38,36 @@ pub(super) fn matmul(
     let outputs_per_task = n_out.div_ceil(n_tasks).next_multiple_of(PANEL_ROWS);
     if n_rows == 1 {
         let row_bytes = weight.ty.row_bytes(n_cols);
-        dst.par_chunks_mut(outputs_per_task).enumerate().for_each(|(task, dst)| {
-            let first = task * outputs_per_task;
-            let rows = weights.rows(id, first..first + dst.len());
-            simd.matvec(weight.ty, &rows, row_bytes, src, dst);
-            if let Some(bias) = bias {
-                dst.iter_mut().zip(&bias[first..]).for_each(|(dst, bias)| *dst += bias);
-            }
-        });
+        dst.par_chunks_mut(outputs_per_task)
+            .enumerate()
+            .for_each(|(task, dst)| {
+                let first = task * outputs_per_task;
+                let rows = weights.rows(id, first..first + dst.len());
+                simd.matvec(weight.ty, &rows, row_bytes, src, dst);
+                if let Some(bias) = bias {
+                    dst.iter_mut()
+                        .zip(&bias[first..])
+                        .for_each(|(dst, bias)| *dst += bias);
+                }
+            });
         return;
     }
     let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
-    tasks.resize_with(n_out.div_ceil(outputs_per_task), || Vec::with_capacity(n_rows));
+    tasks.resize_with(n_out.div_ceil(outputs_per_task), || {
+        Vec::with_capacity(n_rows)
+    });
     for row in dst.chunks_exact_mut(n_out) {
         for (task, outputs) in tasks.iter_mut().zip(row.chunks_mut(outputs_per_task)) {
             task.push(outputs);
         }
     }
-    tasks.into_par_iter().enumerate().for_each(|(task, mut dst)| {
-        let first = task * outputs_per_task;
-        multiply(simd, weights, id, first, bias, src, &mut dst);
-    });
+    tasks
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(task, mut dst)| {
+            let first = task * outputs_per_task;
+            multiply(simd, weights, id, first, bias, src, &mut dst);
+        });
 }
 
 /// The outputs from `first` on, as many as each row of `dst` has room for.
@@ -89,7 +98,10 @@ fn multiply(
             let width = PANEL_COLS.min(n_cols - col);
             let (at, len) = (weight.ty.row_bytes(col), weight.ty.row_bytes(width));
             let panel = &mut panel[..n_panel * width];
-            for (row, panel) in rows.chunks_exact(row_bytes).zip(panel.chunks_exact_mut(width)) {
+            for (row, panel) in rows
+                .chunks_exact(row_bytes)
+                .zip(panel.chunks_exact_mut(width))
+            {
                 simd.decode(weight.ty, &row[at..at + len], panel);
             }
             simd.multiply(panel, width, &src[col..], n_cols, dst, output);

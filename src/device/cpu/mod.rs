@@ -54,7 +54,10 @@ impl CpuBackend {
     ) -> Result<CpuBackend> {
         let available = || thread::available_parallelism().map_or(1, NonZero::get);
         let n_threads = n_threads.unwrap_or_else(available);
-        let invalid = |message| Error::InvalidArgument { name: "threads", message };
+        let invalid = |message| Error::InvalidArgument {
+            name: "threads",
+            message,
+        };
         if n_threads == 0 {
             return Err(invalid("0, expected at least 1".to_owned()));
         }
@@ -72,7 +75,14 @@ impl CpuBackend {
             n_threads,
         };
         let weights = pool_weights(weights, &pool, progress)?;
-        Ok(CpuBackend { shared: Arc::new(Shared { weights, simd, pool }), info })
+        Ok(CpuBackend {
+            shared: Arc::new(Shared {
+                weights,
+                simd,
+                pool,
+            }),
+            info,
+        })
     }
 }
 
@@ -98,7 +108,11 @@ impl Backend for CpuBackend {
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(CpuExecutor::new(self.shared.clone(), plan.clone(), kv)))
+        Ok(Box::new(CpuExecutor::new(
+            self.shared.clone(),
+            plan.clone(),
+            kv,
+        )))
     }
 }
 
@@ -108,7 +122,9 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
         return None;
     }
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }

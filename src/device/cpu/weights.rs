@@ -41,18 +41,28 @@ impl CpuWeights {
         available_bytes: Option<u64>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CpuWeights> {
-        let converted = weights.iter().map(|(_, weight)| weight).filter(|w| is_converted(w));
+        let converted = weights
+            .iter()
+            .map(|(_, weight)| weight)
+            .filter(|w| is_converted(w));
         let bytes = converted.map(Weight::stored_bytes).sum();
         if available_bytes.is_some_and(|available| bytes > available) {
             let what = "converted weights".to_owned();
-            return Err(Error::OutOfMemory { what, bytes, device: "cpu".to_owned() });
+            return Err(Error::OutOfMemory {
+                what,
+                bytes,
+                device: "cpu".to_owned(),
+            });
         }
         let total = weights.stored_bytes();
         let mut done = 0;
         progress(done, total);
         let mut entries = Vec::new();
         for (id, weight) in weights.iter() {
-            let mut entry = Entry { converted: None, vector: Vec::new() };
+            let mut entry = Entry {
+                converted: None,
+                vector: Vec::new(),
+            };
             if weight.n_rows == 1 {
                 entry.vector = weights.vector(id);
             } else if is_converted(weight) {
@@ -96,9 +106,12 @@ fn convert(weights: &Weights, id: WeightId) -> Vec<u8> {
     let weight = weights.get(id);
     let row_bytes = weight.ty.row_bytes(weight.n_cols);
     let mut bytes = vec![0; weight.n_rows * row_bytes];
-    bytes.par_chunks_mut(ROWS_PER_TASK * row_bytes).enumerate().for_each(|(task, bytes)| {
-        let first = task * ROWS_PER_TASK;
-        bytes.copy_from_slice(&weights.stored_rows(id, first..first + bytes.len() / row_bytes));
-    });
+    bytes
+        .par_chunks_mut(ROWS_PER_TASK * row_bytes)
+        .enumerate()
+        .for_each(|(task, bytes)| {
+            let first = task * ROWS_PER_TASK;
+            bytes.copy_from_slice(&weights.stored_rows(id, first..first + bytes.len() / row_bytes));
+        });
     bytes
 }

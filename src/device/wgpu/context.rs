@@ -45,17 +45,28 @@ pub(crate) fn first_real_gpu() -> Option<usize> {
     choose(&infos, &GpuChoice::Best).filter(|&index| infos[index].kind != DeviceKind::SoftwareGpu)
 }
 
+const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN
+    .union(wgpu::Backends::METAL)
+    .union(wgpu::Backends::DX12);
+
+/// The one instance of the process. NVIDIA's Vulkan driver cannot be loaded and unloaded at will: after some
+/// thirty instances it reports no device, or crashes.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = BACKENDS;
+        descriptor.flags = if cfg!(debug_assertions) {
+            wgpu::InstanceFlags::debugging()
+        } else {
+            wgpu::InstanceFlags::empty()
+        };
+        wgpu::Instance::new(descriptor)
+    })
+}
+
 fn enumerate() -> Vec<(DeviceInfo, wgpu::Adapter)> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = backends;
-    descriptor.flags = if cfg!(debug_assertions) {
-        wgpu::InstanceFlags::debugging()
-    } else {
-        wgpu::InstanceFlags::empty()
-    };
-    let instance = wgpu::Instance::new(descriptor);
-    let adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    let adapters = pollster::block_on(instance().enumerate_adapters(BACKENDS));
     adapters
         .into_iter()
         .map(|adapter| (describe(&adapter), adapter))

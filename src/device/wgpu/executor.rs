@@ -33,7 +33,14 @@ impl GpuExecutor {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = (plan.max_outputs * stride * 4) as u64;
         let staging = context.create_buffer("logits staging", bytes, usage)?;
-        Ok(GpuExecutor { shared, plan, kv: kv.clone(), buffers, steps, staging })
+        Ok(GpuExecutor {
+            shared,
+            plan,
+            kv: kv.clone(),
+            buffers,
+            steps,
+            staging,
+        })
     }
 
     fn write_batch(&self, batch: &Batch<'_>) {
@@ -73,7 +80,11 @@ impl GpuExecutor {
 
     fn run_all(&self, batch: &Batch<'_>) -> Result<()> {
         let context = &self.shared.context;
-        let a_submission = if batch.n_rows() == 1 { self.steps.len() } else { PREFILL_STEPS };
+        let a_submission = if batch.n_rows() == 1 {
+            self.steps.len()
+        } else {
+            PREFILL_STEPS
+        };
         context.scoped("run of a batch", || {
             let mut groups = self.steps.chunks(a_submission).peekable();
             while let Some(steps) = groups.next() {
@@ -128,7 +139,12 @@ impl GpuExecutor {
                 context.queue.submit([encoder.finish()]);
             })?;
             let (values, width) = self.written(step, batch)?;
-            observer(&Observation { index, step, values: &values, width })?;
+            observer(&Observation {
+                index,
+                step,
+                values: &values,
+                width,
+            })?;
         }
         context.scoped("copy of the logits", || {
             let mut encoder = context.device.create_command_encoder(&Default::default());
@@ -155,7 +171,10 @@ impl GpuExecutor {
         let width = self.plan.buffer(id).width;
         let row_bytes = row_stride(width) * 4;
         let bytes = (self.plan.rows_of(id, batch) * row_bytes) as u64;
-        let padded = self.shared.context.read_buffer(&self.buffers.activations[id.0], 0, bytes)?;
+        let padded = self
+            .shared
+            .context
+            .read_buffer(&self.buffers.activations[id.0], 0, bytes)?;
         let rows = padded.chunks_exact(row_bytes);
         let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
         Ok((values.collect(), width))

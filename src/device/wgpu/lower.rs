@@ -53,7 +53,11 @@ impl SessionBuffers {
         let storage = Usage::STORAGE | Usage::COPY_SRC;
         let activation = |(index, buffer): (usize, &crate::plan::Buffer)| {
             let rows = plan.max_rows_of(BufferId(index));
-            create(&buffer.name, (rows * row_stride(buffer.width) * 4) as u64, storage)
+            create(
+                &buffer.name,
+                (rows * row_stride(buffer.width) * 4) as u64,
+                storage,
+            )
         };
         let cache = |layer: usize| -> Result<[wgpu::Buffer; 2]> {
             let bytes = kv.layer_bytes(layer);
@@ -76,7 +80,9 @@ impl SessionBuffers {
                 .enumerate()
                 .map(activation)
                 .collect::<Result<Vec<_>>>()?,
-            caches: (0..kv.layers.len()).map(cache).collect::<Result<Vec<_>>>()?,
+            caches: (0..kv.layers.len())
+                .map(cache)
+                .collect::<Result<Vec<_>>>()?,
         })
     }
 
@@ -109,7 +115,13 @@ pub(super) fn lower(
         .iter()
         .map(|table| shared.rope_table(table, kv.capacity))
         .collect::<Result<Vec<_>>>()?;
-    let lowering = Lowering { shared, plan, kv, buffers, tables: &tables };
+    let lowering = Lowering {
+        shared,
+        plan,
+        kv,
+        buffers,
+        tables: &tables,
+    };
     let drafts: Vec<Draft<'_>> = plan
         .steps
         .iter()
@@ -140,11 +152,20 @@ fn bind(
     let params_buffer = context.create_buffer("params", params.len() as u64, usage)?;
     context.queue.write_buffer(&params_buffer, 0, &params);
 
-    let choice = Choice { kv: kv.ty, subgroups: context.subgroups() };
-    let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
+    let choice = Choice {
+        kv: kv.ty,
+        subgroups: context.subgroups(),
+    };
+    let whole = |buffer| wgpu::BufferBinding {
+        buffer,
+        offset: 0,
+        size: None,
+    };
     let mut steps: Vec<Vec<Dispatch>> = plan.steps.iter().map(|_| Vec::new()).collect();
     for (draft, offset) in drafts.into_iter().zip(offsets) {
-        let variant = draft.weight.map_or(choice.plain(), |weight| choice.with_weight(weight));
+        let variant = draft
+            .weight
+            .map_or(choice.plain(), |weight| choice.with_weight(weight));
         let pipeline = context.pipeline(draft.kernel, &variant)?;
         let mut bindings = vec![
             whole(&buffers.batch),
@@ -157,8 +178,20 @@ fn bind(
         bindings.extend(draft.storage.into_iter().map(whole));
         let name = &plan.steps[draft.step].name;
         let bind_group = context.bind_group(name, &pipeline, &bindings)?;
-        let Draft { step, rows, extent, grid, .. } = draft;
-        steps[step].push(Dispatch { rows, extent, pipeline, bind_group, grid });
+        let Draft {
+            step,
+            rows,
+            extent,
+            grid,
+            ..
+        } = draft;
+        steps[step].push(Dispatch {
+            rows,
+            extent,
+            pipeline,
+            bind_group,
+            grid,
+        });
     }
     Ok(steps)
 }
@@ -181,15 +214,30 @@ impl<'a> Lowering<'a> {
         let vector = |id: WeightId| self.shared.weights.vector(id);
         match step.op {
             Op::Embed { weight, scale, dst } => self.embed(index, weight, scale, dst),
-            Op::MatMul { src, weight, bias, dst } => self.matmul(index, src, weight, bias, dst),
-            Op::RmsNorm { src, weight, eps, dst } => {
+            Op::MatMul {
+                src,
+                weight,
+                bias,
+                dst,
+            } => self.matmul(index, src, weight, bias, dst),
+            Op::RmsNorm {
+                src,
+                weight,
+                eps,
+                dst,
+            } => {
                 use kernels::rms_norm::{KERNEL, Params, grid};
                 let group = self.shared.weights.get(weight).n_cols;
                 let params = Params::new(self.width(dst), group, eps);
                 let storage = vec![of(src), vector(weight), of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
-            Op::Rope { src, table, head_dim, dst } => {
+            Op::Rope {
+                src,
+                table,
+                head_dim,
+                dst,
+            } => {
                 use kernels::rope::{KERNEL, Params, grid};
                 let spec = &self.plan.rope_tables[table.0];
                 let params = Params::new(self.width(dst), head_dim, spec);
@@ -200,9 +248,23 @@ impl<'a> Lowering<'a> {
                 use kernels::store_kv::{KERNEL, Params, grid};
                 let [keys, values] = &self.buffers.caches[layer];
                 let params = Params::new(self.width(k));
-                vec![self.plain(index, k, &KERNEL, params, vec![of(k), of(v), keys, values], grid)]
+                vec![self.plain(
+                    index,
+                    k,
+                    &KERNEL,
+                    params,
+                    vec![of(k), of(v), keys, values],
+                    grid,
+                )]
             }
-            Op::Attention { q, layer, n_head, scale, window, dst } => {
+            Op::Attention {
+                q,
+                layer,
+                n_head,
+                scale,
+                window,
+                dst,
+            } => {
                 use kernels::attention::{KERNEL, Params, Shape, grid};
                 let cache = self.kv.layers[layer];
                 let params = Params::new(&Shape {
@@ -217,7 +279,12 @@ impl<'a> Lowering<'a> {
                 let storage = vec![of(q), keys, values, of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
-            Op::GatedActivation { gate, up, activation, dst } => {
+            Op::GatedActivation {
+                gate,
+                up,
+                activation,
+                dst,
+            } => {
                 use kernels::gated_activation::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst), activation);
                 let storage = vec![of(gate), of(up), of(dst)];
@@ -226,7 +293,14 @@ impl<'a> Lowering<'a> {
             Op::Add { a, b, dst } => {
                 use kernels::add::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst));
-                vec![self.plain(index, dst, &KERNEL, params, vec![of(a), of(b), of(dst)], grid)]
+                vec![self.plain(
+                    index,
+                    dst,
+                    &KERNEL,
+                    params,
+                    vec![of(a), of(b), of(dst)],
+                    grid,
+                )]
             }
             Op::SelectOutputs { src, dst } => {
                 use kernels::select_outputs::{KERNEL, Params, grid};
@@ -272,7 +346,10 @@ impl<'a> Lowering<'a> {
                 let activation = self.buffers.activation(dst);
                 let storage = vec![&self.buffers.tokens, &shard.buffer, activation];
                 let weight = Some(shard.shard.ty);
-                Draft { weight, ..self.plain(step, dst, &KERNEL, params, storage, grid) }
+                Draft {
+                    weight,
+                    ..self.plain(step, dst, &KERNEL, params, storage, grid)
+                }
             })
             .collect()
     }
@@ -300,13 +377,33 @@ impl<'a> Lowering<'a> {
             let [src, dst_buffer] = [src, dst].map(|id| self.buffers.activation(id));
             let storage = vec![&shard.buffer, src, bias, dst_buffer];
             let weight = Some(shard.shard.ty);
-            let few = self.plain(step, dst, &matvec::KERNEL, params, storage.clone(), matvec::grid);
+            let few = self.plain(
+                step,
+                dst,
+                &matvec::KERNEL,
+                params,
+                storage.clone(),
+                matvec::grid,
+            );
             let many = self.plain(step, dst, &matmul::KERNEL, params, storage, matmul::grid);
             [
-                Draft { rows: Rows::Few, weight, ..few },
-                Draft { rows: Rows::Many, weight, ..many },
+                Draft {
+                    rows: Rows::Few,
+                    weight,
+                    ..few
+                },
+                Draft {
+                    rows: Rows::Many,
+                    weight,
+                    ..many
+                },
             ]
         };
-        self.shared.weights.shards(weight).iter().flat_map(shard_drafts).collect()
+        self.shared
+            .weights
+            .shards(weight)
+            .iter()
+            .flat_map(shard_drafts)
+            .collect()
     }
 }

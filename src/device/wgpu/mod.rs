@@ -58,7 +58,13 @@ impl GpuBackend {
         let context = Context::new(choice, features)?;
         let weights = GpuWeights::upload(&context, weights, progress)?;
         let rope_tables = Mutex::default();
-        Ok(GpuBackend { shared: Arc::new(Shared { context, weights, rope_tables }) })
+        Ok(GpuBackend {
+            shared: Arc::new(Shared {
+                context,
+                weights,
+                rope_tables,
+            }),
+        })
     }
 }
 
@@ -76,15 +82,25 @@ impl Backend for GpuBackend {
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?))
+        Ok(Box::new(GpuExecutor::new(
+            self.shared.clone(),
+            plan.clone(),
+            kv,
+        )?))
     }
 }
 
 impl Shared {
     /// Cosines and sines of every position below `capacity`: `[capacity, n_dims / 2, 2] f32`.
     fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<::wgpu::Buffer> {
-        let mut stored = self.rope_tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = stored.iter().find(|s| s.table == *table && s.capacity >= capacity) {
+        let mut stored = self
+            .rope_tables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = stored
+            .iter()
+            .find(|s| s.table == *table && s.capacity >= capacity)
+        {
             return Ok(found.buffer.clone());
         }
         let row_bytes = table.n_dims() as u64 * 4;
@@ -104,10 +120,16 @@ impl Shared {
                 let rows = first..capacity.min(first + POSITIONS);
                 let values: Vec<[f32; 2]> = rows.flat_map(|position| table.row(position)).collect();
                 let offset = first as u64 * row_bytes;
-                self.context.queue.write_buffer(&buffer, offset, bytemuck::cast_slice(&values));
+                self.context
+                    .queue
+                    .write_buffer(&buffer, offset, bytemuck::cast_slice(&values));
             }
         })?;
-        let entry = StoredTable { table: table.clone(), capacity, buffer: buffer.clone() };
+        let entry = StoredTable {
+            table: table.clone(),
+            capacity,
+            buffer: buffer.clone(),
+        };
         stored.push(entry);
         Ok(buffer)
     }

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A kernel compiled for a device.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    pub(crate) name: &'static str,
     pub(crate) compiled: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
 }
@@ -97,11 +96,7 @@ impl Context {
                     },
                     cache: None,
                 });
-            Pipeline {
-                name,
-                compiled,
-                layout,
-            }
+            Pipeline { compiled, layout }
         })
     }
 

@@ -34,7 +34,11 @@ pub(super) struct Choice {
 
 impl Choice {
     pub(super) fn with_weight(self, weight: WeightType) -> Variant {
-        Variant { weight, kv: self.kv, subgroups: self.subgroups }
+        Variant {
+            weight,
+            kv: self.kv,
+            subgroups: self.subgroups,
+        }
     }
 
     /// The variant of a kernel that reads no matrix; the weight type is not looked at.
@@ -50,7 +54,9 @@ mod tests {
     #[test]
     fn each_number_of_rows_has_one_kernel() {
         for n_rows in 1..=513 {
-            let covering = [Rows::Few, Rows::Many].iter().filter(|rows| rows.covers(n_rows));
+            let covering = [Rows::Few, Rows::Many]
+                .iter()
+                .filter(|rows| rows.covers(n_rows));
             assert_eq!(covering.count(), 1, "{n_rows} rows");
         }
     }

@@ -21,7 +21,7 @@ pub(crate) fn gpu() -> Option<&'static Context> {
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("a test");
             // Written past the test harness, which would swallow what is printed, and in one piece.
-            let line = format!("SKIPPED `{test}`: {error}\n");
+            let line = format!("skipped: {test}: {error}\n");
             std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }

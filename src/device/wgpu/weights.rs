@@ -39,7 +39,11 @@ impl GpuWeights {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let total_bytes = weights.stored_bytes();
-        let mut upload = Upload { context, in_flight_bytes: 0, done_bytes: 0 };
+        let mut upload = Upload {
+            context,
+            in_flight_bytes: 0,
+            done_bytes: 0,
+        };
         let mut shards = Vec::new();
         for (id, weight) in weights.iter() {
             shards.push(upload.weight(&weights, id, weight, |done| progress(done, total_bytes))?);
@@ -112,14 +116,21 @@ impl Upload<'_> {
         progress: &mut impl FnMut(u64),
     ) -> Result<Write> {
         let row_bytes = shard.ty.row_bytes(shard.n_cols);
-        let part_rows = (PART_BYTES / row_bytes).max(1).next_multiple_of(Shard::ROW_STEP);
+        let part_rows = (PART_BYTES / row_bytes)
+            .max(1)
+            .next_multiple_of(Shard::ROW_STEP);
         let starts: Vec<usize> = (0..shard.n_rows).step_by(part_rows).collect();
         let mut last = None;
         for group in starts.chunks(IN_FLIGHT_BYTES / PART_BYTES) {
             let parts: Vec<Vec<Write>> = group
                 .par_iter()
                 .map(|&start| {
-                    repack(weights, id, shard, start..shard.n_rows.min(start + part_rows))
+                    repack(
+                        weights,
+                        id,
+                        shard,
+                        start..shard.n_rows.min(start + part_rows),
+                    )
                 })
                 .collect();
             for write in parts.into_iter().flatten() {
@@ -136,12 +147,16 @@ impl Upload<'_> {
             self.done_bytes += (rows * row_bytes) as u64;
             progress(self.done_bytes);
         }
-        Ok(last.unwrap_or(Write { word_offset: 0, words: Vec::new() }))
+        Ok(last.unwrap_or(Write {
+            word_offset: 0,
+            words: Vec::new(),
+        }))
     }
 
     fn flush(&mut self) -> Result<()> {
         self.in_flight_bytes = 0;
-        self.context.scoped("upload of weights", || self.context.queue.submit([]))?;
+        self.context
+            .scoped("upload of weights", || self.context.queue.submit([]))?;
         self.context.wait()
     }
 
@@ -151,9 +166,14 @@ impl Upload<'_> {
         let first = last.words.len().saturating_sub(SAMPLE_WORDS);
         let expected = &last.words[first..];
         let offset = (last.word_offset + first) as u64 * 4;
-        let found = self.context.read_buffer(buffer, offset, expected.len() as u64 * 4)?;
+        let found = self
+            .context
+            .read_buffer(buffer, offset, expected.len() as u64 * 4)?;
         if found != bytemuck::cast_slice::<u32, u8>(expected) {
-            let message = format!("tensor `{}` reads back other bytes than were sent", weight.name);
+            let message = format!(
+                "tensor `{}` reads back other bytes than were sent",
+                weight.name
+            );
             return Err(self.context.error(message));
         }
         Ok(())
@@ -167,7 +187,10 @@ fn repack(weights: &Weights, id: WeightId, shard: &Shard, rows: Range<usize>) ->
     let mut writes = Vec::new();
     shard.repack_rows(rows, &bytes, |word_offset, words| {
         if !words.is_empty() {
-            writes.push(Write { word_offset, words: words.to_vec() });
+            writes.push(Write {
+                word_offset,
+                words: words.to_vec(),
+            });
         }
     });
     writes

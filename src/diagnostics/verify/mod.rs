@@ -27,7 +27,10 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        VerifyOptions { prompt: "The capital of France is".to_owned(), decode_tokens: 2 }
+        VerifyOptions {
+            prompt: "The capital of France is".to_owned(),
+            decode_tokens: 2,
+        }
     }
 }
 
@@ -89,14 +92,25 @@ pub struct Divergence {
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Divergence { step, phase, position, row, column, finding } = self;
+        let Divergence {
+            step,
+            phase,
+            position,
+            row,
+            column,
+            finding,
+        } = self;
         let phase = match phase {
             Phase::Prefill => "prefill",
             Phase::Decode => "decode",
         };
         write!(f, "step `{step}` ({phase}, position {position}): ")?;
         match finding {
-            Finding::Differs { found, expected, bound } => write!(
+            Finding::Differs {
+                found,
+                expected,
+                bound,
+            } => write!(
                 f,
                 "row {row}, column {column} is {found:e}, the reference has {expected:e} \
                  (off by {:e}, bound {bound:e})",
@@ -140,21 +154,36 @@ impl VerifyReport {
 
     /// The step that came nearest to its bound, and how near: 1 is at the bound.
     pub fn nearest_to_bound(&self) -> Option<(&str, f32)> {
-        self.worst.as_ref().map(|(step, share)| (step.as_str(), *share))
+        self.worst
+            .as_ref()
+            .map(|(step, share)| (step.as_str(), *share))
     }
 }
 
 impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let VerifyReport { n_tokens, n_steps, n_values, worst, divergence } = self;
+        let VerifyReport {
+            n_tokens,
+            n_steps,
+            n_values,
+            worst,
+            divergence,
+        } = self;
         match divergence {
             Some(divergence) => write!(f, "WRONG after {n_steps} right steps: {divergence}"),
             None => {
-                write!(f, "right: {n_steps} steps ({n_values} values, {n_tokens} tokens) agree ")?;
+                write!(
+                    f,
+                    "right: {n_steps} steps ({n_values} values, {n_tokens} tokens) agree "
+                )?;
                 f.write_str("with the reference")?;
                 match worst {
                     Some((step, share)) => {
-                        write!(f, "; nearest to its bound: `{step}` at {:.1} %", share * 100.0)
+                        write!(
+                            f,
+                            "; nearest to its bound: `{step}` at {:.1} %",
+                            share * 100.0
+                        )
                     }
                     None => Ok(()),
                 }
@@ -187,7 +216,10 @@ pub(crate) fn verify(
     };
     if tokens.is_empty() {
         let message = "no tokens, expected at least one".to_owned();
-        return Err(Error::InvalidArgument { name: "prompt", message });
+        return Err(Error::InvalidArgument {
+            name: "prompt",
+            message,
+        });
     }
     let prompt = &tokens[..tokens.len().min(kv.capacity).min(plan.max_rows)];
     let mut next = verifier.batch(executor, prompt, 0, Phase::Prefill)?;
@@ -218,7 +250,11 @@ impl Verifier {
         position: usize,
         phase: Phase,
     ) -> Result<Option<u32>> {
-        let batch = Batch { tokens, position, outputs: Outputs::Last };
+        let batch = Batch {
+            tokens,
+            position,
+            outputs: Outputs::Last,
+        };
         let mut logits = Vec::new();
         let mut next_step = 0;
         let mut observer = |seen: &Observation<'_>| {
@@ -269,10 +305,15 @@ impl Verifier {
         finding: Finding,
     ) {
         let step = &self.plan.steps[index];
-        let is_output = step.op.dst().is_some_and(|dst| {
-            self.plan.buffer(dst).extent == crate::plan::Extent::Outputs
-        });
-        let first = if is_output { batch.n_rows() - batch.n_outputs() } else { 0 };
+        let is_output = step
+            .op
+            .dst()
+            .is_some_and(|dst| self.plan.buffer(dst).extent == crate::plan::Extent::Outputs);
+        let first = if is_output {
+            batch.n_rows() - batch.n_outputs()
+        } else {
+            0
+        };
         self.report.divergence = Some(Divergence {
             step: step.name.clone(),
             phase,
@@ -302,7 +343,12 @@ impl Verifier {
         let outcome = compare_rows(seen.values, &expected, width, bound);
         self.report.n_steps += usize::from(outcome.wrong.is_none());
         self.report.n_values += seen.values.len() as u64;
-        if self.report.worst.as_ref().is_none_or(|(_, share)| outcome.share > *share) {
+        if self
+            .report
+            .worst
+            .as_ref()
+            .is_none_or(|(_, share)| outcome.share > *share)
+        {
             self.report.worst = Some((seen.step.name.clone(), outcome.share));
         }
         match (op, op.dst()) {
@@ -355,13 +401,21 @@ fn compare_rows(
     width: usize,
     bound: impl Fn(&[f32]) -> f32,
 ) -> Outcome {
-    let wrong = |row, column, finding| Outcome { wrong: Some((row, column, finding)), share: 1.0 };
+    let wrong = |row, column, finding| Outcome {
+        wrong: Some((row, column, finding)),
+        share: 1.0,
+    };
     if found.len() != expected.len() {
-        let finding = Finding::Count { found: found.len(), expected: expected.len() };
+        let finding = Finding::Count {
+            found: found.len(),
+            expected: expected.len(),
+        };
         return wrong(0, 0, finding);
     }
     if let Some(index) = found.iter().position(|value| !value.is_finite()) {
-        let finding = Finding::NotFinite { found: found[index] };
+        let finding = Finding::NotFinite {
+            found: found[index],
+        };
         return wrong(index / width, index % width, finding);
     }
     if !found.is_empty() && found.iter().all(|&value| value == 0.0) {
@@ -376,7 +430,15 @@ fn compare_rows(
             let bound = of_row.max(relative * expected.abs());
             let error = (found - expected).abs();
             if !(error <= bound) {
-                return wrong(row, column, Finding::Differs { found, expected, bound });
+                return wrong(
+                    row,
+                    column,
+                    Finding::Differs {
+                        found,
+                        expected,
+                        bound,
+                    },
+                );
             }
             if bound > 0.0 {
                 share = share.max(error / bound);

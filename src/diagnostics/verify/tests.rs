@@ -56,7 +56,9 @@ impl Faulty {
             Fault::Zeros => values.fill(0.0),
             Fault::TailRow => values[n - width..].fill(0.0),
             Fault::TailColumns => {
-                values.chunks_exact_mut(width).for_each(|row| row[width - 3..].fill(0.5));
+                values
+                    .chunks_exact_mut(width)
+                    .for_each(|row| row[width - 3..].fill(0.5));
             }
             Fault::NotANumber => values[n / 2] = f32::NAN,
             Fault::Infinite => values[n - 1] = f32::INFINITY,
@@ -66,7 +68,9 @@ impl Faulty {
     }
 
     fn damage_cache(&mut self, op: &Op, batch: &Batch<'_>) {
-        let Op::StoreKv { layer, .. } = *op else { return };
+        let Op::StoreKv { layer, .. } = *op else {
+            return;
+        };
         let mut rows = self.inner.cached_rows(layer, batch);
         match self.fault {
             Fault::Zeros => rows.fill(0.0),
@@ -84,7 +88,11 @@ impl Executor for Faulty {
         logits: &mut Vec<f32>,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
-        let phase = if batch.n_rows() > 1 { Phase::Prefill } else { Phase::Decode };
+        let phase = if batch.n_rows() > 1 {
+            Phase::Prefill
+        } else {
+            Phase::Decode
+        };
         let plan = self.plan.clone();
         let observer = observer.expect("verify observes");
         for (index, step) in plan.steps.iter().enumerate() {
@@ -92,7 +100,10 @@ impl Executor for Faulty {
             if is_faulty && matches!(self.fault, Fault::Skipped) {
                 continue;
             }
-            let shifted = Batch { position: batch.position + 1, ..*batch };
+            let shifted = Batch {
+                position: batch.position + 1,
+                ..*batch
+            };
             let shift = is_faulty && matches!(self.fault, Fault::WrongPosition);
             self.inner.step(index, if shift { &shifted } else { batch });
             if is_faulty {
@@ -105,7 +116,12 @@ impl Executor for Faulty {
                 (_, Some(dst)) => (self.inner.buffer(dst).to_vec(), plan.buffer(dst).width),
                 (_, None) => unreachable!("every other step has a destination"),
             };
-            observer(&Observation { index, step, values: &values, width })?;
+            observer(&Observation {
+                index,
+                step,
+                values: &values,
+                width,
+            })?;
         }
         *logits = self.inner.buffer(plan.logits).to_vec();
         Ok(())
@@ -122,8 +138,16 @@ fn setup() -> Setup {
     let gguf = Arc::new(tiny::gguf(WeightType::Q8_0, None));
     let model = DecoderModel::from_gguf(gguf, WeightStorage::Native).unwrap();
     let plan = Arc::new(decoder_plan(&model, 16, 4).unwrap());
-    let kv = KvLayout { layers: model.spec.kv_layers(), capacity: 16, ty: KvType::F32 };
-    Setup { weights: model.weights, plan, kv }
+    let kv = KvLayout {
+        layers: model.spec.kv_layers(),
+        capacity: 16,
+        ty: KvType::F32,
+    };
+    Setup {
+        weights: model.weights,
+        plan,
+        kv,
+    }
 }
 
 const TOKENS: [u32; 5] = [1, 260, 270, 280, 290];
@@ -141,7 +165,13 @@ fn run(step: &str, phase: Phase, fault: Fault) -> VerifyReport {
     }
     let plan_of_device = Arc::new(wrong);
     let inner = ReferenceExecutor::new(weights.clone(), plan_of_device.clone(), &kv);
-    let mut faulty = Faulty { inner, plan: plan_of_device, step: step.to_owned(), phase, fault };
+    let mut faulty = Faulty {
+        inner,
+        plan: plan_of_device,
+        step: step.to_owned(),
+        phase,
+        fault,
+    };
     verify(&weights, &plan, &kv, &mut faulty, &TOKENS, 2).unwrap()
 }
 
@@ -151,7 +181,11 @@ fn assert_names(step: &str, phase: Phase, fault: Fault) -> Finding {
         panic!("{fault:?} in `{step}` was not seen: {report}");
     };
     assert!(!report.passed());
-    assert_eq!((found.step.as_str(), found.phase), (step, phase), "{fault:?}: {report}");
+    assert_eq!(
+        (found.step.as_str(), found.phase),
+        (step, phase),
+        "{fault:?}: {report}"
+    );
     assert!(report.to_string().contains(step), "{report}");
     found.finding.clone()
 }
@@ -166,8 +200,14 @@ fn verify_passes_what_is_right() {
 #[test]
 fn verify_names_the_step_that_is_zero() {
     for step in ["embd", "blk.0.attn_q", "blk.1.ffn_gated", "result_output"] {
-        assert_eq!(assert_names(step, Phase::Prefill, Fault::Zeros), Finding::AllZero);
-        assert_eq!(assert_names(step, Phase::Decode, Fault::Zeros), Finding::AllZero);
+        assert_eq!(
+            assert_names(step, Phase::Prefill, Fault::Zeros),
+            Finding::AllZero
+        );
+        assert_eq!(
+            assert_names(step, Phase::Decode, Fault::Zeros),
+            Finding::AllZero
+        );
     }
 }
 
@@ -183,7 +223,11 @@ fn verify_names_the_step_whose_tail_is_not_written() {
     for step in ["blk.0.ffn_up", "blk.1.kqv_out", "blk.1.l_out"] {
         let report = run(step, Phase::Prefill, Fault::TailRow);
         let found = report.first_divergence().unwrap();
-        assert_eq!((found.step.as_str(), found.row, found.position), (step, 4, 4), "{report}");
+        assert_eq!(
+            (found.step.as_str(), found.row, found.position),
+            (step, 4, 4),
+            "{report}"
+        );
         assert_names(step, Phase::Decode, Fault::TailColumns);
     }
 }
@@ -201,8 +245,18 @@ fn verify_names_the_step_that_is_not_finite() {
 fn verify_names_one_wrong_element_with_both_values() {
     let report = run("blk.1.attn_output", Phase::Decode, Fault::OneElement);
     let found = report.first_divergence().unwrap();
-    assert_eq!((found.step.as_str(), found.position, found.column), ("blk.1.attn_output", 5, 62));
-    let Finding::Differs { found, expected, bound } = found.finding else { panic!("{report}") };
+    assert_eq!(
+        (found.step.as_str(), found.position, found.column),
+        ("blk.1.attn_output", 5, 62)
+    );
+    let Finding::Differs {
+        found,
+        expected,
+        bound,
+    } = found.finding
+    else {
+        panic!("{report}")
+    };
     assert!((found - expected).abs() > bound, "{report}");
 }
 

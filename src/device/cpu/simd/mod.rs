@@ -1,5 +1,7 @@
 //! The inner loops, once for each instruction set. What each computes is said here.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod portable;
 
 use crate::gguf::WeightType;
@@ -7,18 +9,26 @@ use crate::gguf::WeightType;
 /// The instruction set, chosen once.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Simd {
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
     Portable,
 }
 
 impl Simd {
     /// The best that this machine has.
     pub(super) fn detect() -> Simd {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = avx2::Avx2::detect() {
+            return Simd::Avx2(avx2);
+        }
         Simd::Portable
     }
 
     /// The name of the instruction set.
     pub(super) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(_) => "avx2, fma, f16c",
             Simd::Portable => "portable",
         }
     }
@@ -26,6 +36,8 @@ impl Simd {
     /// The values of a row's run of blocks, as [`WeightType::decode`] gives them.
     pub(super) fn decode(self, ty: WeightType, bytes: &[u8], out: &mut [f32]) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(avx2) => avx2.decode(ty, bytes, out),
             Simd::Portable => portable::decode(ty, bytes, out),
         }
     }
@@ -40,6 +52,8 @@ impl Simd {
         out: &mut [f32],
     ) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(avx2) => avx2.matvec(ty, rows, row_stride, x, out),
             Simd::Portable => portable::matvec(ty, rows, row_stride, x, out),
         }
     }
@@ -54,6 +68,8 @@ impl Simd {
         out: &mut [f32],
     ) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(avx2) => avx2.weighted_sum(ty, rows, row_stride, weights, out),
             Simd::Portable => portable::weighted_sum(ty, rows, row_stride, weights, out),
         }
     }
@@ -71,6 +87,8 @@ impl Simd {
         at: usize,
     ) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(avx2) => avx2.multiply(panel, n_cols, src, src_stride, dst, at),
             Simd::Portable => portable::multiply(panel, n_cols, src, src_stride, dst, at),
         }
     }

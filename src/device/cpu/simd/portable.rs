@@ -24,18 +24,16 @@ pub(super) fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
 /// is exact and takes care of subnormal numbers too.
 fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff) << 13;
-    let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };
+    let special = if magnitude >= 0x7c00 << 13 {
+        0x7f80_0000
+    } else {
+        0
+    };
     let value = f32::from_bits(magnitude) * 2_f32.powi(112);
     f32::from_bits(value.to_bits() | special | u32::from(bits & 0x8000) << 16)
 }
 
-pub(super) fn matvec(
-    ty: WeightType,
-    rows: &[u8],
-    row_stride: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
+pub(super) fn matvec(ty: WeightType, rows: &[u8], row_stride: usize, x: &[f32], out: &mut [f32]) {
     let row_bytes = ty.row_bytes(x.len());
     for (j, out) in out.iter_mut().enumerate() {
         *out = dot(ty, &rows[j * row_stride..][..row_bytes], x);
@@ -141,7 +139,11 @@ fn tile<const W: usize, const R: usize>(weights: [&[f32]; W], rows: [&[f32]; R])
 
 /// `a * b + c`, rounded once where that is a single instruction.
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+        a.mul_add(b, c)
+    } else {
+        a * b + c
+    }
 }
 
 fn sum(lanes: [f32; LANES]) -> f32 {
