@@ -1,6 +1,6 @@
 //! Causal attention over the cache.
 
-use super::cache::{Cells, LayerCache};
+use super::cache::LayerCache;
 use super::simd::Simd;
 use crate::kv_cache::first_visible;
 use rayon::prelude::*;
@@ -57,8 +57,7 @@ fn one_head(
         let weights = &mut weights[..BLOCK_KEYS.min(last + 1 - block)];
         let start = block * width + head_kv * head_dim;
         let cells = start..start + (weights.len() - 1) * width + head_dim;
-        let (ty, stride) = (cache.keys.ty(), width * cell_bytes(&cache.keys));
-        simd.matvec(ty, cache.keys.bytes(cells.clone()), stride, q, weights);
+        simd.dots(cache.keys.rows(cells.clone(), width), q, weights);
 
         let block_highest = weights
             .iter()
@@ -73,11 +72,7 @@ fn one_head(
             *weight = (attention.scale * *weight - highest).exp();
             total += *weight;
         }
-        simd.weighted_sum(ty, cache.values.bytes(cells), stride, weights, dst);
+        simd.weighted_sum(cache.values.rows(cells, width), weights, dst);
     }
     dst.iter_mut().for_each(|sum| *sum /= total);
-}
-
-fn cell_bytes(cells: &Cells) -> usize {
-    cells.ty().block_bytes()
 }

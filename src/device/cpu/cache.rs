@@ -1,6 +1,6 @@
 //! Keys and values of a session in the type of its cache.
 
-use crate::gguf::WeightType;
+use super::simd::{RowCells, Rows};
 use crate::kv_cache::{KvLayer, KvType};
 use half::f16;
 use std::ops::Range;
@@ -33,19 +33,21 @@ impl Cells {
         }
     }
 
-    /// The type under which the SIMD kernels know the cells.
-    pub(super) fn ty(&self) -> WeightType {
+    /// The values of some elements.
+    pub(super) fn values(&self, elements: Range<usize>) -> Vec<f32> {
         match self {
-            Cells::F32(_) => WeightType::F32,
-            Cells::F16(_) => WeightType::F16,
+            Cells::F32(cells) => cells[elements].to_vec(),
+            Cells::F16(cells) => {
+                cells[elements].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect()
+            }
         }
     }
 
-    /// The bytes of some elements.
-    pub(super) fn bytes(&self, elements: Range<usize>) -> &[u8] {
+    /// Rows that begin with `elements` and are `stride` elements apart.
+    pub(super) fn rows(&self, elements: Range<usize>, stride: usize) -> Rows<'_> {
         match self {
-            Cells::F32(cells) => bytemuck::cast_slice(&cells[elements]),
-            Cells::F16(cells) => bytemuck::cast_slice(&cells[elements]),
+            Cells::F32(cells) => Rows { cells: RowCells::F32(&cells[elements]), stride },
+            Cells::F16(cells) => Rows { cells: RowCells::F16(&cells[elements]), stride },
         }
     }
 }

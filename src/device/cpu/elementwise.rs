@@ -1,7 +1,6 @@
 //! The small ops: norms, rotations, activations and sums.
 
-use super::simd::Simd;
-use crate::gguf::WeightType;
+use super::simd::{RowCells, Rows, Simd};
 use crate::plan::{Activation, RopePairing, RopeTable};
 use rayon::prelude::*;
 use std::f32::consts::PI;
@@ -28,8 +27,7 @@ pub(super) fn rms_norm(simd: Simd, src: &[f32], weight: &[f32], eps: f32, dst: &
     for_rows(dst, group, |row, dst| {
         let src = &src[row * group..][..group];
         let mut squares = [0.0];
-        let bytes = bytemuck::cast_slice(src);
-        simd.matvec(WeightType::F32, bytes, bytes.len(), src, &mut squares);
+        simd.dots(Rows { cells: RowCells::F32(src), stride: group }, src, &mut squares);
         let scale = 1.0 / (squares[0] / group as f32 + eps).sqrt();
         for ((dst, src), weight) in dst.iter_mut().zip(src).zip(weight) {
             *dst = src * scale * weight;

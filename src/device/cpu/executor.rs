@@ -167,11 +167,8 @@ impl CpuExecutor {
         let cache = &self.caches[layer];
         let width = cache.shape.width();
         let cells = batch.position * width..(batch.position + batch.n_rows()) * width;
-        let mut rows = vec![0.0; 2 * cells.len()];
-        let (keys, values) = rows.split_at_mut(cells.len());
-        let simd = self.shared.simd;
-        simd.decode(cache.keys.ty(), cache.keys.bytes(cells.clone()), keys);
-        simd.decode(cache.values.ty(), cache.values.bytes(cells), values);
+        let mut rows = cache.keys.values(cells.clone());
+        rows.extend(cache.values.values(cells));
         rows
     }
 }

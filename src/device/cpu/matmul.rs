@@ -37,13 +37,12 @@ pub(super) fn matmul(
     };
     let outputs_per_task = n_out.div_ceil(n_tasks).next_multiple_of(PANEL_ROWS);
     if n_rows == 1 {
-        let row_bytes = weight.ty.row_bytes(n_cols);
         dst.par_chunks_mut(outputs_per_task)
             .enumerate()
             .for_each(|(task, dst)| {
                 let first = task * outputs_per_task;
                 let rows = weights.rows(id, first..first + dst.len());
-                simd.matvec(weight.ty, &rows, row_bytes, src, dst);
+                simd.matvec(weight.ty, &rows, src, dst);
                 if let Some(bias) = bias {
                     dst.iter_mut()
                         .zip(&bias[first..])

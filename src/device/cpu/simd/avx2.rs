@@ -4,6 +4,8 @@
     reason = "vector loads and stores, and calls that need these instructions"
 )]
 
+use super::portable::f16_to_f32;
+use super::{RowCells, Rows};
 use crate::gguf::WeightType;
 use std::arch::x86_64::*;
 
@@ -13,6 +15,12 @@ pub(in crate::device::cpu) struct Avx2(());
 
 /// Weights that are decoded at a time.
 const GROUP: usize = 32;
+
+/// How far ahead of the blocks memory is fetched: more than its latency at the rate of decoding.
+const AHEAD_BYTES: usize = 2048;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 /// 32 weights.
 type Group = [__m256; 4];
@@ -31,36 +39,21 @@ impl Avx2 {
         unsafe { decode(ty, bytes, out) }
     }
 
-    pub(super) fn matvec(
-        self,
-        ty: WeightType,
-        rows: &[u8],
-        row_stride: usize,
-        x: &[f32],
-        out: &mut [f32],
-    ) {
-        let row_bytes = ty.row_bytes(x.len());
-        for (j, out) in out.iter_mut().enumerate() {
-            let row = &rows[j * row_stride..][..row_bytes];
+    pub(super) fn matvec(self, ty: WeightType, rows: &[u8], x: &[f32], out: &mut [f32]) {
+        for (out, row) in out.iter_mut().zip(rows.chunks_exact(ty.row_bytes(x.len()))) {
             // SAFETY: `self` proves that the instructions are there.
-            *out = unsafe { dot(ty, row, x) };
+            *out = unsafe { matvec_row(ty, row, x) };
         }
     }
 
-    pub(super) fn weighted_sum(
-        self,
-        ty: WeightType,
-        rows: &[u8],
-        row_stride: usize,
-        weights: &[f32],
-        out: &mut [f32],
-    ) {
-        let row_bytes = ty.row_bytes(out.len());
-        for (j, &weight) in weights.iter().enumerate() {
-            let row = &rows[j * row_stride..][..row_bytes];
-            // SAFETY: `self` proves that the instructions are there.
-            unsafe { add_scaled(ty, row, weight, out) }
-        }
+    pub(super) fn dots(self, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+        // SAFETY: `self` proves that the instructions are there.
+        unsafe { dots(rows, x, out) }
+    }
+
+    pub(super) fn weighted_sum(self, rows: Rows<'_>, weights: &[f32], out: &mut [f32]) {
+        // SAFETY: `self` proves that the instructions are there.
+        unsafe { weighted_sum(rows, weights, out) }
     }
 
     pub(super) fn multiply(
@@ -83,66 +76,75 @@ impl Avx2 {
 fn for_groups(ty: WeightType, bytes: &[u8], mut each: impl FnMut(usize, Group)) {
     match ty {
         WeightType::F32 => {
-            for (i, group) in bytes.as_chunks::<128>().0.iter().enumerate() {
+            for (i, group) in blocks::<128>(bytes) {
                 each(i, f32_group(group));
             }
         }
         WeightType::F16 => {
-            for (i, group) in bytes.as_chunks::<64>().0.iter().enumerate() {
+            for (i, group) in blocks::<64>(bytes) {
                 each(i, f16_group(group));
             }
         }
         WeightType::BF16 => {
-            for (i, group) in bytes.as_chunks::<64>().0.iter().enumerate() {
+            for (i, group) in blocks::<64>(bytes) {
                 each(i, bf16_group(group));
             }
         }
         WeightType::Q4_0 => {
-            for (i, block) in bytes.as_chunks::<18>().0.iter().enumerate() {
+            for (i, block) in blocks::<18>(bytes) {
                 each(i, q4_0(block));
             }
         }
         WeightType::Q4_1 => {
-            for (i, block) in bytes.as_chunks::<20>().0.iter().enumerate() {
-                prefetch(block);
+            for (i, block) in blocks::<20>(bytes) {
                 each(i, q4_1(block));
             }
         }
         WeightType::Q5_0 => {
-            for (i, block) in bytes.as_chunks::<22>().0.iter().enumerate() {
+            for (i, block) in blocks::<22>(bytes) {
                 each(i, q5_0(block));
             }
         }
         WeightType::Q5_1 => {
-            for (i, block) in bytes.as_chunks::<24>().0.iter().enumerate() {
+            for (i, block) in blocks::<24>(bytes) {
                 each(i, q5_1(block));
             }
         }
         WeightType::Q8_0 => {
-            for (i, block) in bytes.as_chunks::<34>().0.iter().enumerate() {
-                prefetch(block);
+            for (i, block) in blocks::<34>(bytes) {
                 each(i, q8_0(block));
             }
         }
         WeightType::Q4_K => {
-            for (i, block) in bytes.as_chunks::<144>().0.iter().enumerate() {
-                prefetch(block);
+            for (i, block) in blocks::<144>(bytes) {
                 q4_k(block, |group, weights| each(8 * i + group, weights));
             }
         }
         WeightType::Q5_K => {
-            for (i, block) in bytes.as_chunks::<176>().0.iter().enumerate() {
-                prefetch(block);
+            for (i, block) in blocks::<176>(bytes) {
                 q5_k(block, |group, weights| each(8 * i + group, weights));
             }
         }
         WeightType::Q6_K => {
-            for (i, block) in bytes.as_chunks::<210>().0.iter().enumerate() {
-                prefetch(block);
+            for (i, block) in blocks::<210>(bytes) {
                 q6_k(block, |group, weights| each(8 * i + group, weights));
             }
         }
     }
+}
+
+/// The blocks of a row with their indices. Each also fetches what lies ahead: rows follow each other,
+/// and the hardware does not look beyond a page.
+#[inline]
+fn blocks<const BYTES: usize>(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8; BYTES])> {
+    let fetch = |block: &&[u8; BYTES]| {
+        for line in (0..BYTES).step_by(LINE_BYTES) {
+            let ahead = block.as_ptr().wrapping_add(AHEAD_BYTES + line);
+            // SAFETY: a hint, which may be given for any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        }
+    };
+    bytes.as_chunks().0.iter().inspect(fetch).enumerate()
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -156,7 +158,7 @@ fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
+fn matvec_row(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
     let (groups, rest) = x.as_chunks::<GROUP>();
     let whole = &bytes[..ty.row_bytes(groups.len() * GROUP)];
     let mut sums = [_mm256_setzero_ps(); 4];
@@ -183,29 +185,112 @@ fn dot(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
     sum + rest.iter().zip(weights).map(|(x, w)| x * *w).sum::<f32>()
 }
 
-/// `out += scale * weights`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_scaled(ty: WeightType, bytes: &[u8], scale: f32, out: &mut [f32]) {
-    let (groups, rest) = out.as_chunks_mut::<GROUP>();
-    let whole = &bytes[..ty.row_bytes(groups.len() * GROUP)];
-    let scales = _mm256_set1_ps(scale);
-    for_groups(ty, whole, |i, weights| {
-        let [a, b, c, d] = load(&groups[i]);
-        let sums = [
-            _mm256_fmadd_ps(weights[0], scales, a),
-            _mm256_fmadd_ps(weights[1], scales, b),
-            _mm256_fmadd_ps(weights[2], scales, c),
-            _mm256_fmadd_ps(weights[3], scales, d),
-        ];
-        store(&mut groups[i], sums);
-    });
-    if !rest.is_empty() {
-        let mut weights = [0.0; GROUP];
-        let weights = &mut weights[..rest.len()];
-        ty.decode(&bytes[whole.len()..], weights);
-        rest.iter_mut()
-            .zip(weights)
-            .for_each(|(out, weight)| *out += scale * *weight);
+fn dots(rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+    match rows.cells {
+        RowCells::F32(cells) => {
+            dots_of(cells, |eight| load_f32(eight), |x| x, rows.stride, x, out);
+        }
+        RowCells::F16(cells) => {
+            dots_of(cells, |eight| load_f16(eight), f16_to_f32, rows.stride, x, out);
+        }
+    }
+}
+
+/// Four rows at a time, so that their lanes are summed up together.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dots_of<T: Copy>(
+    cells: &[T],
+    load: impl Fn(&[T; 8]) -> __m256,
+    widen: impl Fn(T) -> f32,
+    stride: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let (x_eights, x_rest) = x.as_chunks::<8>();
+    for (four, out) in out.chunks_mut(4).enumerate() {
+        // Rows beyond the last are computed as the last and dropped.
+        let row = |j: usize| {
+            let start = (4 * four + j.min(out.len() - 1)) * stride;
+            cells[start..][..x.len()].as_chunks::<8>()
+        };
+        let rows = [row(0), row(1), row(2), row(3)];
+        let mut sums = [_mm256_setzero_ps(); 4];
+        for (i, x) in x_eights.iter().enumerate() {
+            let x = load_f32(x);
+            for j in 0..4 {
+                sums[j] = _mm256_fmadd_ps(load(&rows[j].0[i]), x, sums[j]);
+            }
+        }
+        for ((out, sum), (_, rest)) in out.iter_mut().zip(sum_lanes(sums)).zip(rows) {
+            let rest = rest.iter().zip(x_rest).map(|(&cell, x)| widen(cell) * x);
+            *out = sum + rest.sum::<f32>();
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weighted_sum(rows: Rows<'_>, weights: &[f32], out: &mut [f32]) {
+    match rows.cells {
+        RowCells::F32(cells) => {
+            weighted_sum_of(cells, |eight| load_f32(eight), |x| x, rows.stride, weights, out);
+        }
+        RowCells::F16(cells) => {
+            weighted_sum_of(cells, |eight| load_f16(eight), f16_to_f32, rows.stride, weights, out);
+        }
+    }
+}
+
+/// 64 columns at a time, whose sums stay in registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn weighted_sum_of<T: Copy>(
+    cells: &[T],
+    load: impl Fn(&[T; 8]) -> __m256 + Copy,
+    widen: impl Fn(T) -> f32,
+    stride: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) {
+    let width = out.len();
+    let row = |j: usize| &cells[j * stride..][..width];
+    let mut at = 0;
+    while at + 64 <= width {
+        weighted_columns::<T, 8>(row, load, at, weights, &mut out[at..at + 64]);
+        at += 64;
+    }
+    while at + 8 <= width {
+        weighted_columns::<T, 1>(row, load, at, weights, &mut out[at..at + 8]);
+        at += 8;
+    }
+    for (col, out) in out.iter_mut().enumerate().skip(at) {
+        let products = weights.iter().enumerate().map(|(j, weight)| weight * widen(row(j)[col]));
+        *out += products.sum::<f32>();
+    }
+}
+
+/// `N` times eight columns from `at` on.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn weighted_columns<'a, T: Copy + 'a, const N: usize>(
+    row: impl Fn(usize) -> &'a [T],
+    load: impl Fn(&[T; 8]) -> __m256,
+    at: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) {
+    let mut sums = [_mm256_setzero_ps(); N];
+    for (j, weight) in weights.iter().enumerate() {
+        let weight = _mm256_set1_ps(*weight);
+        let (eights, _) = row(j)[at..][..8 * N].as_chunks::<8>();
+        for i in 0..N {
+            sums[i] = _mm256_fmadd_ps(load(&eights[i]), weight, sums[i]);
+        }
+    }
+    let (eights, _) = out.as_chunks_mut::<8>();
+    for (out, sum) in eights.iter_mut().zip(sums) {
+        store_f32(out, _mm256_add_ps(load_f32(out), sum));
     }
 }
 
@@ -322,29 +407,38 @@ fn sum_lanes([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
+fn load_f32(x: &[f32; 8]) -> __m256 {
+    // SAFETY: `x` is 8 floats.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_f16(x: &[u16; 8]) -> __m256 {
+    // SAFETY: `x` is 16 bytes.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn store_f32(out: &mut [f32; 8], x: __m256) {
+    // SAFETY: `out` has room for 8 floats.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
 fn load(x: &[f32; GROUP]) -> Group {
-    let x = x.as_ptr();
-    // SAFETY: `x` points to 32 floats.
-    unsafe {
-        [
-            _mm256_loadu_ps(x),
-            _mm256_loadu_ps(x.add(8)),
-            _mm256_loadu_ps(x.add(16)),
-            _mm256_loadu_ps(x.add(24)),
-        ]
-    }
+    let (eights, _) = x.as_chunks::<8>();
+    [load_f32(&eights[0]), load_f32(&eights[1]), load_f32(&eights[2]), load_f32(&eights[3])]
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn store(out: &mut [f32; GROUP], weights: Group) {
-    let out = out.as_mut_ptr();
-    // SAFETY: `out` points to 32 floats.
-    unsafe {
-        _mm256_storeu_ps(out, weights[0]);
-        _mm256_storeu_ps(out.add(8), weights[1]);
-        _mm256_storeu_ps(out.add(16), weights[2]);
-        _mm256_storeu_ps(out.add(24), weights[3]);
+    let (eights, _) = out.as_chunks_mut::<8>();
+    for (out, weights) in eights.iter_mut().zip(weights) {
+        store_f32(out, weights);
     }
 }
 
@@ -702,14 +796,3 @@ fn scaled_by_halves(first: f32, second: f32, q: [__m256i; 4]) -> Group {
         _mm256_mul_ps(second, _mm256_cvtepi32_ps(q[3])),
     ]
 }
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn prefetch(block: &[u8]) {
-    let mut at = 0;
-    while at < block.len() {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(PF + at).cast()) };
-        at += 64;
-    }
-}
-const PF: usize = 512;

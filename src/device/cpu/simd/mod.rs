@@ -6,6 +6,22 @@ mod portable;
 
 use crate::gguf::WeightType;
 
+/// Rows of plain numbers: activations, or heads of a cache.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) cells: RowCells<'a>,
+    /// Elements from a row to the next.
+    pub(super) stride: usize,
+}
+
+/// The numbers of [`Rows`].
+#[derive(Clone, Copy)]
+pub(super) enum RowCells<'a> {
+    F32(&'a [f32]),
+    /// The bits of 16-bit floats.
+    F16(&'a [u16]),
+}
+
 /// The instruction set, chosen once.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Simd {
@@ -42,35 +58,30 @@ impl Simd {
         }
     }
 
-    /// `out[j] = sum_i rows[j, i] * x[i]`, with `row_stride` bytes from a row to the next.
-    pub(super) fn matvec(
-        self,
-        ty: WeightType,
-        rows: &[u8],
-        row_stride: usize,
-        x: &[f32],
-        out: &mut [f32],
-    ) {
+    /// `out[j] = sum_i rows[j, i] * x[i]`: `rows` holds one row of blocks behind the other.
+    pub(super) fn matvec(self, ty: WeightType, rows: &[u8], x: &[f32], out: &mut [f32]) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx2(avx2) => avx2.matvec(ty, rows, row_stride, x, out),
-            Simd::Portable => portable::matvec(ty, rows, row_stride, x, out),
+            Simd::Avx2(avx2) => avx2.matvec(ty, rows, x, out),
+            Simd::Portable => portable::matvec(ty, rows, x, out),
         }
     }
 
-    /// `out[i] += sum_j weights[j] * rows[j, i]`, with `row_stride` bytes from a row to the next.
-    pub(super) fn weighted_sum(
-        self,
-        ty: WeightType,
-        rows: &[u8],
-        row_stride: usize,
-        weights: &[f32],
-        out: &mut [f32],
-    ) {
+    /// `out[j] = sum_i rows[j, i] * x[i]`.
+    pub(super) fn dots(self, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx2(avx2) => avx2.weighted_sum(ty, rows, row_stride, weights, out),
-            Simd::Portable => portable::weighted_sum(ty, rows, row_stride, weights, out),
+            Simd::Avx2(avx2) => avx2.dots(rows, x, out),
+            Simd::Portable => portable::dots(rows, x, out),
+        }
+    }
+
+    /// `out[i] += sum_j weights[j] * rows[j, i]`.
+    pub(super) fn weighted_sum(self, rows: Rows<'_>, weights: &[f32], out: &mut [f32]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(avx2) => avx2.weighted_sum(rows, weights, out),
+            Simd::Portable => portable::weighted_sum(rows, weights, out),
         }
     }
 

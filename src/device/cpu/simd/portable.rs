@@ -1,5 +1,6 @@
 //! Plain Rust in a shape that compilers vectorise.
 
+use super::{RowCells, Rows};
 use crate::gguf::WeightType;
 
 /// Sums that run side by side.
@@ -22,7 +23,7 @@ pub(super) fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
 
 /// The value of a 16-bit float, without a branch: the exponent is moved into place by a product, which
 /// is exact and takes care of subnormal numbers too.
-fn f16_to_f32(bits: u16) -> f32 {
+pub(super) fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let special = if magnitude >= 0x7c00 << 13 {
         0x7f80_0000
@@ -59,23 +60,51 @@ fn dot(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
     sum(sums) + rest
 }
 
-pub(super) fn weighted_sum(
-    ty: WeightType,
-    rows: &[u8],
-    row_stride: usize,
+pub(super) fn dots(rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+    match rows.cells {
+        RowCells::F32(cells) => dots_of(cells, |x| x, rows.stride, x, out),
+        RowCells::F16(cells) => dots_of(cells, f16_to_f32, rows.stride, x, out),
+    }
+}
+
+fn dots_of<T: Copy>(
+    cells: &[T],
+    widen: impl Fn(T) -> f32,
+    stride: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let (x_lanes, x_rest) = x.as_chunks::<LANES>();
+    for (j, out) in out.iter_mut().enumerate() {
+        let (lanes, rest) = cells[j * stride..][..x.len()].as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        for (cells, x) in lanes.iter().zip(x_lanes) {
+            for lane in 0..LANES {
+                sums[lane] = multiply_add(widen(cells[lane]), x[lane], sums[lane]);
+            }
+        }
+        let rest = rest.iter().zip(x_rest).map(|(&cell, x)| widen(cell) * x);
+        *out = sum(sums) + rest.sum::<f32>();
+    }
+}
+
+pub(super) fn weighted_sum(rows: Rows<'_>, weights: &[f32], out: &mut [f32]) {
+    match rows.cells {
+        RowCells::F32(cells) => weighted_sum_of(cells, |x| x, rows.stride, weights, out),
+        RowCells::F16(cells) => weighted_sum_of(cells, f16_to_f32, rows.stride, weights, out),
+    }
+}
+
+fn weighted_sum_of<T: Copy>(
+    cells: &[T],
+    widen: impl Fn(T) -> f32,
+    stride: usize,
     weights: &[f32],
     out: &mut [f32],
 ) {
-    let row_bytes = ty.row_bytes(out.len());
-    let mut values = [0.0; CHUNK];
     for (j, &weight) in weights.iter().enumerate() {
-        let row = &rows[j * row_stride..][..row_bytes];
-        for (out, bytes) in out.chunks_mut(CHUNK).zip(row.chunks(ty.row_bytes(CHUNK))) {
-            let values = &mut values[..out.len()];
-            decode(ty, bytes, values);
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = multiply_add(weight, *value, *out);
-            }
+        for (out, &cell) in out.iter_mut().zip(&cells[j * stride..]) {
+            *out = multiply_add(weight, widen(cell), *out);
         }
     }
 }
