@@ -3,8 +3,8 @@
 use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
-use crate::device::wgpu::{GpuBackend, GpuFeatures};
-use crate::device::{Backend, Device, DeviceInfo, Executor, GpuChoice};
+use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
+use crate::device::{Backend, Device, DeviceInfo, Executor};
 use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -170,15 +170,27 @@ impl Engine {
     /// # Errors
     /// Those of the device and the tokenizer.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
-        let tokens = self.inner.tokenizer.encode(&options.prompt, true, false)?;
+        let prompt = self.inner.tokenizer.encode(&options.prompt, true, false)?;
+        let plan = &self.inner.plan;
+        let n_prompt = options.prompt_tokens.clamp(1, plan.max_rows);
+        let tokens: Vec<u32> = prompt.iter().copied().cycle().take(n_prompt).collect();
+        if tokens.is_empty() {
+            let message = "no tokens, expected at least one".to_owned();
+            return Err(Error::InvalidArgument {
+                name: "prompt",
+                message,
+            });
+        }
         let kv = KvLayout {
-            capacity: (tokens.len() + options.decode_tokens).min(self.inner.kv.capacity),
+            capacity: tokens.len().saturating_add(options.decode_tokens),
             ..self.inner.kv.clone()
         };
-        let mut executor = self.inner.backend.executor(&self.inner.plan, &kv)?;
+        self.inner.kv.check_room(0, kv.capacity)?;
+        let mut executor = self.inner.backend.executor(plan, &kv)?;
+        let weights = &self.inner.model.weights;
         verify(
-            &self.inner.model.weights,
-            &self.inner.plan,
+            weights,
+            plan,
             &kv,
             executor.as_mut(),
             &tokens,
@@ -201,7 +213,7 @@ pub struct EngineBuilder {
     weights: WeightStorage,
     kv: KvType,
     threads: Option<usize>,
-    progress: Box<dyn FnMut(Progress)>,
+    progress: Box<dyn FnMut(Progress) + Send>,
 }
 
 impl EngineBuilder {
@@ -255,7 +267,7 @@ impl EngineBuilder {
     }
 
     /// Called during the load, from its thread.
-    pub fn progress(mut self, progress: impl FnMut(Progress) + 'static) -> Self {
+    pub fn progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
         self
     }
@@ -293,26 +305,25 @@ impl EngineBuilder {
             })
         };
         let weights = model.weights.clone();
-        let backend: Box<dyn Backend> = match self.device {
+        let features = self.gpu_features;
+        let mut on_cpu = |weights| -> Result<Box<dyn Backend>> {
+            Ok(Box::new(CpuBackend::new(
+                weights,
+                self.threads,
+                &mut report,
+            )?))
+        };
+        let backend = match self.device {
             Device::Reference => Box::new(ReferenceBackend::new(weights)),
-            Device::Cpu => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
+            Device::Cpu => on_cpu(weights)?,
             Device::Gpu(choice) => Box::new(GpuBackend::new(
                 weights,
-                &choice,
-                self.gpu_features,
+                Gpu::new(&choice, features)?,
                 &mut report,
             )?),
-            Device::Auto => match crate::device::wgpu::first_real_gpu() {
-                Some(index) => {
-                    let choice = GpuChoice::Index(index);
-                    Box::new(GpuBackend::new(
-                        weights,
-                        &choice,
-                        self.gpu_features,
-                        &mut report,
-                    )?)
-                }
-                None => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
+            Device::Auto => match Gpu::open_real(features) {
+                Some(gpu) => Box::new(GpuBackend::new(weights, gpu, &mut report)?),
+                None => on_cpu(weights)?,
             },
         };
         let kv = KvLayout {
@@ -372,11 +383,19 @@ fn fit_cache(
     mut kv: KvLayout,
     is_wish: bool,
 ) -> Result<(KvLayout, Box<dyn Executor>)> {
-    if let Some(budget) = backend.cache_budget_bytes()
-        && !is_wish
-    {
-        let fits = usize::try_from(budget / kv.bytes_per_position().max(1)).unwrap_or(usize::MAX);
-        kv.capacity = kv.capacity.min(fits.max(LEAST_CONTEXT_TOKENS));
+    if let Some(budget) = backend.cache_budget_bytes() {
+        if !is_wish {
+            let fits = budget / kv.bytes_per_position().max(1);
+            let fits = usize::try_from(fits).unwrap_or(usize::MAX);
+            kv.capacity = kv.capacity.min(fits.max(LEAST_CONTEXT_TOKENS));
+        }
+        if kv.total_bytes() > budget {
+            return Err(Error::OutOfMemory {
+                what: format!("a cache of {} tokens", kv.capacity),
+                bytes: kv.total_bytes(),
+                device: backend.info().name.clone(),
+            });
+        }
     }
     loop {
         match backend.executor(plan, &kv) {

@@ -81,11 +81,11 @@ pub enum Error {
         message: String,
     },
     /// The device's memory does not hold what is needed.
-    #[error("out of memory: {what} needs {bytes} bytes on {device}")]
+    #[error("out of memory on {device}: {what}{}", of_bytes(*bytes))]
     OutOfMemory {
         /// What was being allocated.
         what: String,
-        /// Its size in bytes.
+        /// Its size in bytes; 0 where the driver did not say what did not fit.
         bytes: u64,
         /// The device's name.
         device: String,
@@ -106,4 +106,11 @@ pub enum Error {
         /// What was found, and where.
         message: String,
     },
+}
+
+fn of_bytes(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" needs {bytes} bytes"),
+    }
 }

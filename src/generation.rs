@@ -115,18 +115,18 @@ pub struct Generation<'a> {
 impl<'a> Generation<'a> {
     pub(crate) fn start(
         session: &'a mut Session,
+        n_kept: usize,
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Self> {
-        let sampler = Sampler::new(&options.sampling, session.engine().spec().vocab_size)?;
+        let tokenizer = session.engine().tokenizer();
+        // Rows of the embedding behind the last token stand for nothing.
+        let sampler = Sampler::new(&options.sampling, tokenizer.vocab_size())?;
         let stop = StopMatcher::new(&options.stop)?;
-        session.append(prompt)?;
-        let decoder = session
-            .engine()
-            .tokenizer()
-            .decoder_after(session.tokens())?;
+        let before = [&session.tokens()[..n_kept], prompt].concat();
+        let decoder = tokenizer.decoder_after(&before)?;
         let started = Instant::now();
-        session.run_pending()?;
+        session.replace_tail(n_kept, prompt, Session::run_pending)?;
         let stats = GenerateStats {
             n_prompt_tokens: prompt.len(),
             prompt_time: started.elapsed(),
@@ -196,9 +196,9 @@ impl<'a> Generation<'a> {
         }
         // The token before this one runs now, so that the last one of an answer never does in vain.
         self.session.run_pending()?;
-        let token = self
-            .sampler
-            .sample(self.session.last_logits(), self.session.tokens())?;
+        let n_tokens = self.session.engine().tokenizer().vocab_size();
+        let logits = &self.session.last_logits()[..n_tokens];
+        let token = self.sampler.sample(logits, self.session.tokens())?;
         if self
             .session
             .engine()
@@ -207,7 +207,7 @@ impl<'a> Generation<'a> {
         {
             return Ok(self.finish(FinishReason::EndOfGeneration));
         }
-        match self.session.append(&[token]) {
+        match self.session.push(token) {
             Err(Error::ContextFull { .. }) => return Ok(self.finish(FinishReason::ContextFull)),
             result => result?,
         }

@@ -1,7 +1,7 @@
 //! A session: the tokens so far, and the loop that generates more.
 
 use crate::chat_template::Message;
-use crate::device::{Executor, Observation};
+use crate::device::{Executor, Observation, Observer};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generation::{GenerateOptions, Generation};
@@ -16,6 +16,8 @@ pub struct Session {
     n_cached: usize,
     /// Of the last batch, `[n_outputs, vocab_size]`.
     logits: Vec<f32>,
+    /// Tokens up to and including the one whose logits the last row of `logits` is; 0 for none.
+    logits_at: usize,
 }
 
 /// The output of one step of the forward pass, see [`Session::observe`].
@@ -38,6 +40,7 @@ impl Session {
             tokens: Vec::new(),
             n_cached: 0,
             logits: Vec::new(),
+            logits_at: 0,
         }
     }
 
@@ -68,24 +71,31 @@ impl Session {
         }
         self.tokens.truncate(n_tokens);
         self.n_cached = self.n_cached.min(n_tokens);
+        if self.logits_at > n_tokens {
+            self.logits_at = 0;
+        }
         Ok(())
     }
 
     /// Continues the session by `prompt` and then by what the model makes of it. Nothing runs for
-    /// the answer until the [`Generation`] is iterated.
+    /// the answer until the [`Generation`] is iterated. On an error the session is as it was.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] where the prompt has no room, [`Error::InvalidArgument`] for an option
-    /// out of range or an empty prompt in an empty session, and those of the device.
+    /// [`Error::Tokenizer`] where the prompt cannot be encoded, [`Error::ContextFull`] where it has no
+    /// room, [`Error::InvalidArgument`] for an option out of range or an empty prompt in an empty
+    /// session, [`Error::WrongResult`] and those of the device.
     pub fn generate(&mut self, prompt: &str, options: &GenerateOptions) -> Result<Generation<'_>> {
-        let is_first = self.tokens.is_empty();
         let tokenizer = self.engine.tokenizer();
-        let prompt = tokenizer.encode(prompt, is_first, options.parse_special)?;
-        Generation::start(self, &prompt, options)
+        let prompt = tokenizer.encode_prompt(prompt, &self.tokens, options.parse_special)?;
+        let kept = self.tokens.len();
+        Generation::start(self, kept, &prompt, options)
     }
 
     /// Answers a conversation through the model's chat template. Messages that the session has
     /// already seen are not run again: pass the whole conversation each time.
+    ///
+    /// Special tokens written out in a message count as such, whatever
+    /// [`GenerateOptions::parse_special`] says: the template's own cannot be told from them.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] where the file has no template or it fails, else as
@@ -98,11 +108,11 @@ impl Session {
         let template = self.engine.chat_template()?;
         let text = template.render(messages, true)?;
         let tokenizer = self.engine.tokenizer();
+        let mut wanted = tokenizer.encode_prompt(&text, &[], true)?;
         // A template may write the begin-of-text token itself.
-        let begins = tokenizer.bos().and_then(|id| tokenizer.token(id));
-        let has_begin = begins.is_some_and(|begin| text.starts_with(begin));
-        let wanted = tokenizer.encode(&text, !has_begin, true)?;
-
+        if wanted.len() > 1 && wanted[0] == wanted[1] && Some(wanted[0]) == tokenizer.bos() {
+            wanted.remove(0);
+        }
         let known = self
             .tokens
             .iter()
@@ -111,8 +121,7 @@ impl Session {
             .count();
         // The last token runs again where all are known: its logits are needed.
         let known = known.min(wanted.len().saturating_sub(1));
-        self.rewind(known)?;
-        Generation::start(self, &wanted[known..], options)
+        Generation::start(self, known, &wanted[known..], options)
     }
 
     /// Runs `tokens` behind those of the session; returns the logits of the last, `[vocab_size] f32`.
@@ -121,26 +130,34 @@ impl Session {
     /// [`Error::InvalidArgument`] for no tokens or one beyond the vocabulary, [`Error::ContextFull`],
     /// [`Error::WrongResult`] for logits that cannot be right, and those of the device.
     pub fn eval(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        self.append(tokens)?;
-        self.run_pending()?;
-        Ok(&self.logits)
+        self.replace_tail(self.tokens.len(), tokens, Session::run_pending)?;
+        Ok(self.last_logits())
     }
 
     /// As [`Session::eval`], with the logits of every token: `[n_tokens, vocab_size] f32`.
     ///
     /// # Errors
-    /// As [`Session::eval`].
+    /// As [`Session::eval`], and [`Error::OutOfMemory`] where there is no room for so many logits.
     pub fn eval_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         if self.n_cached < self.tokens.len() {
             self.run_pending()?;
         }
-        self.append(tokens)?;
-        let max_rows = self.engine.plan().max_outputs;
-        let mut all = Vec::with_capacity(tokens.len() * self.engine.spec().vocab_size);
-        while self.n_cached < self.tokens.len() {
-            self.run_batch(max_rows, |_| Outputs::All, &mut None)?;
-            all.extend_from_slice(&self.logits);
-        }
+        let n_logits = tokens.len().saturating_mul(self.engine.spec().vocab_size);
+        let mut all = Vec::new();
+        all.try_reserve_exact(n_logits)
+            .map_err(|_| Error::OutOfMemory {
+                what: format!("the logits of {} tokens", tokens.len()),
+                bytes: n_logits as u64 * 4,
+                device: "the host".to_owned(),
+            })?;
+        self.replace_tail(self.tokens.len(), tokens, |session| {
+            let max_rows = session.engine.plan().max_outputs;
+            while session.n_cached < session.tokens.len() {
+                session.run_batch(max_rows, Outputs::All, None)?;
+                all.extend_from_slice(&session.logits);
+            }
+            Ok(())
+        })?;
         Ok(all)
     }
 
@@ -158,40 +175,32 @@ impl Session {
             self.run_pending()?;
         }
         let max_rows = self.engine.plan().max_rows;
-        if tokens.len() > max_rows {
-            let message = format!("{} tokens, expected at most {max_rows}", tokens.len());
+        if !(1..=max_rows).contains(&tokens.len()) {
+            let message = format!("{} tokens, expected 1 to {max_rows}", tokens.len());
             return Err(Error::InvalidArgument {
                 name: "tokens",
                 message,
             });
         }
-        self.append(tokens)?;
-        let mut show = |seen: &Observation<'_>| {
-            let Observation {
-                step,
-                values,
-                width,
-                ..
-            } = *seen;
-            observer(Intermediate {
-                name: &step.name,
-                values,
-                width,
-            });
-            Ok(())
-        };
-        self.run_batch(max_rows, |_| Outputs::Last, &mut Some(&mut show))
+        self.replace_tail(self.tokens.len(), tokens, |session| {
+            let mut show = |seen: &Observation<'_>| {
+                observer(Intermediate {
+                    name: &seen.step.name,
+                    values: seen.values,
+                    width: seen.width,
+                });
+                Ok(())
+            };
+            session.run_batch(max_rows, Outputs::Last, Some(&mut show))
+        })
     }
 
-    /// Appends tokens without running them yet.
-    pub(crate) fn append(&mut self, tokens: &[u32]) -> Result<()> {
-        if tokens.is_empty() && self.n_cached == self.tokens.len() {
-            let message = "no tokens, expected at least one".to_owned();
-            return Err(Error::InvalidArgument {
-                name: "tokens",
-                message,
-            });
-        }
+    /// Appends a token without running it yet.
+    pub(crate) fn push(&mut self, token: u32) -> Result<()> {
+        self.append(&[token])
+    }
+
+    fn append(&mut self, tokens: &[u32]) -> Result<()> {
         let vocab_size = self.engine.spec().vocab_size;
         if let Some(bad) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
             let message = format!("token {bad}, expected less than {vocab_size}");
@@ -207,45 +216,75 @@ impl Session {
         Ok(())
     }
 
+    /// Keeps `n_kept` tokens, appends `tokens` and runs. On an error the tokens are as they were,
+    /// though fewer of them may be in the cache.
+    pub(crate) fn replace_tail(
+        &mut self,
+        n_kept: usize,
+        tokens: &[u32],
+        run: impl FnOnce(&mut Session) -> Result<()>,
+    ) -> Result<()> {
+        let tail = self.tokens.split_off(n_kept);
+        self.rewind(n_kept)?;
+        let result = self.append(tokens).and_then(|()| run(self));
+        if result.is_err() {
+            self.rewind(n_kept)?;
+            self.tokens.extend(tail);
+        }
+        result
+    }
+
     /// Runs every token that is not in the cache yet; the logits of the last are kept.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where there are no tokens at all.
     pub(crate) fn run_pending(&mut self) -> Result<()> {
+        let n_tokens = self.tokens.len();
+        if n_tokens == 0 {
+            return Err(Error::InvalidArgument {
+                name: "tokens",
+                message: "no tokens, expected at least one".to_owned(),
+            });
+        }
+        if self.logits_at == n_tokens {
+            return Ok(());
+        }
+        // The logits of a token that is in the cache already are had by running it again.
+        self.n_cached = self.n_cached.min(n_tokens - 1);
         let max_rows = self.engine.plan().max_rows;
-        let last = |is_last| {
-            if is_last {
+        while self.n_cached < n_tokens {
+            let is_last = self.n_cached + max_rows >= n_tokens;
+            let outputs = if is_last {
                 Outputs::Last
             } else {
                 Outputs::None
-            }
-        };
-        while self.n_cached < self.tokens.len() {
-            self.run_batch(max_rows, last, &mut None)?;
+            };
+            self.run_batch(max_rows, outputs, None)?;
         }
         Ok(())
     }
 
-    /// Runs the next at most `max_rows` tokens; `outputs` is told whether they are the last ones.
+    /// Runs the next at most `max_rows` tokens.
     fn run_batch(
         &mut self,
         max_rows: usize,
-        outputs: impl Fn(bool) -> Outputs,
-        observer: &mut Option<&mut crate::device::Observer<'_>>,
+        outputs: Outputs,
+        observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
         let end = self.tokens.len().min(self.n_cached + max_rows);
         let batch = Batch {
             tokens: &self.tokens[self.n_cached..end],
             position: self.n_cached,
-            outputs: outputs(end == self.tokens.len()),
+            outputs,
         };
-        let result = self
-            .executor
-            .run(&batch, &mut self.logits, observer.as_deref_mut())
-            .and_then(|()| check_logits(&self.logits, batch.position));
-        match result {
-            Ok(()) => self.n_cached = end,
-            // What did not run is not part of the session.
-            Err(_) => self.tokens.truncate(self.n_cached),
+        self.logits_at = 0;
+        self.executor.run(&batch, &mut self.logits, observer)?;
+        check_logits(&self.logits, batch.position)?;
+        self.n_cached = end;
+        if batch.n_outputs() > 0 {
+            self.logits_at = end;
         }
-        result
+        Ok(())
     }
 
     /// The logits of the last token that ran, `[vocab_size] f32`.

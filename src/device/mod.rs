@@ -138,7 +138,7 @@ pub(crate) trait Backend: Send + Sync {
     /// The most tokens that one batch should have here.
     fn preferred_rows(&self) -> usize;
 
-    /// Bytes that a cache may take; `None` where the device does not say.
+    /// Bytes that a cache may take beside the weights; `None` where the device does not say.
     fn cache_budget_bytes(&self) -> Option<u64>;
 
     /// Makes room for one session: scratch buffers and a zeroed cache.

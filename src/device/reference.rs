@@ -38,7 +38,9 @@ impl Backend for ReferenceBackend {
     }
 
     fn cache_budget_bytes(&self) -> Option<u64> {
-        super::cpu::available_memory_bytes()
+        let weights = self.weights.stored_bytes();
+        // The caches here are f32 whatever their type, which is at least half as wide.
+        super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

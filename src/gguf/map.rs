@@ -39,9 +39,12 @@ impl FileBytes {
     )]
     pub(super) fn release(&self, range: Range<usize>) {
         let FileBytes::Mapped(map) = self else { return };
+        if range.start > range.end || range.end > map.len() {
+            return;
+        }
         let advice = memmap2::UncheckedAdvice::DontNeed;
-        // SAFETY: the map is shared and read-only, so a dropped page holds nothing that the file
-        // does not: the next access reads the same bytes again.
+        // SAFETY: the range lies within the map (checked above), which is shared and read-only: a
+        // dropped page holds nothing that the file does not, and the next access reads it again.
         let advised = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
         if let Err(error) = advised {
             log::debug!("the pages {range:?} of a mapped file stay in memory: {error}");

@@ -96,10 +96,13 @@ impl Gguf {
 
     /// The tensor of the given name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.contents
-            .tensor_index
-            .get(name)
-            .map(|&index| &self.contents.tensors[index])
+        self.tensor_index(name)
+            .map(|index| &self.contents.tensors[index])
+    }
+
+    /// The place in [`Gguf::tensors`] of the tensor of the given name.
+    pub(crate) fn tensor_index(&self, name: &str) -> Option<usize> {
+        self.contents.tensor_index.get(name).copied()
     }
 
     /// The bytes of a tensor of this file: its rows one after the other, each in blocks of its type.
@@ -116,7 +119,7 @@ impl Gguf {
     /// file takes no more memory than what is in use. They can be read again as before. Does
     /// nothing for a file from [`Gguf::from_bytes`], and on Windows.
     pub fn release(&self, tensor: &TensorInfo) {
-        let start = tensor.offset as usize;
-        self.file.release(start..start + tensor.n_bytes as usize);
+        let end = tensor.offset.saturating_add(tensor.n_bytes);
+        self.file.release(tensor.offset as usize..end as usize);
     }
 }

@@ -83,7 +83,7 @@ impl Value {
     }
 
     /// The value of any integer kind.
-    pub(super) fn integer(&self) -> Option<i128> {
+    pub(crate) fn integer(&self) -> Option<i128> {
         match *self {
             Value::U8(x) => Some(x.into()),
             Value::I8(x) => Some(x.into()),

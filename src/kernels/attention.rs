@@ -4,9 +4,6 @@ use super::{Access, Kernel, Uses, row_stride};
 use crate::kv_cache::first_visible;
 use bytemuck::{Pod, Zeroable};
 
-/// The longest head that the kernel takes.
-pub(crate) const MAX_HEAD_DIM: usize = 512;
-
 /// The `Params` of `attention.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -26,7 +23,7 @@ pub(crate) struct Shape {
     pub(crate) n_head: usize,
     /// A divisor of `n_head`.
     pub(crate) n_head_kv: usize,
-    /// For the kernel a multiple of 4, at most [`MAX_HEAD_DIM`].
+    /// For the kernel a multiple of 4, at most [`MAX_HEAD_DIM`](crate::kv_cache::MAX_HEAD_DIM).
     pub(crate) head_dim: usize,
     /// Of the first row; the kernel has it from the batch.
     pub(crate) position: usize,

@@ -7,6 +7,9 @@
 use crate::error::{Error, Result};
 use half::f16;
 
+/// The longest head that every device takes; heads are whole words of 4 elements.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+
 /// The element type of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvType {

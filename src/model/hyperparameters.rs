@@ -7,22 +7,17 @@ use std::collections::BTreeSet;
 
 /// Keys that do not change the forward pass, with the reason.
 const SAFE_TO_IGNORE: &[(&str, &str)] = &[
-    ("vocab_size", "the embedding's rows count the vocabulary"),
     (
         "rope.scaling.finetuned",
         "a note on training; only hybrid models act on it",
     ),
     (
         "rope.scaling.yarn_beta_fast",
-        "llama.cpp keeps 32 for these architectures (MATHS: YaRN)",
+        "llama.cpp (src/llama-context.cpp) keeps 32 for these architectures",
     ),
     (
         "rope.scaling.yarn_beta_slow",
-        "llama.cpp keeps 1 for these architectures (MATHS: YaRN)",
-    ),
-    (
-        "attention.causal",
-        "every decoder here is causal; checked to be true",
+        "llama.cpp (src/llama-context.cpp) keeps 1 for these architectures",
     ),
     (
         "tensor_data_layout",
@@ -142,7 +137,7 @@ impl<'a> Hyperparameters<'a> {
             let Some(suffix) = key.strip_prefix(&prefix) else {
                 continue;
             };
-            let absent = matches!(value, Value::Bool(false) | Value::U32(0) | Value::I32(0));
+            let absent = matches!(value, Value::Bool(false)) || value.integer() == Some(0);
             if read.contains(key) || absent {
                 continue;
             }

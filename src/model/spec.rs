@@ -5,8 +5,7 @@ use super::hyperparameters::Hyperparameters;
 use super::rope::{RopeScaling, RopeSpec};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, WeightType};
-use crate::kernels::attention::MAX_HEAD_DIM;
-use crate::kv_cache::KvLayer;
+use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
 use crate::plan::Activation;
 
 /// Everything about a decoder model that is not a weight.
@@ -63,14 +62,8 @@ impl DecoderSpec {
         let architecture = architectures::find(name)?;
         let keys = Hyperparameters::new(metadata, name);
 
-        let n_layer = keys.require_usize("block_count")?;
-        let hidden_size = keys.require_usize("embedding_length")?;
-        let counts = [("block_count", n_layer), ("embedding_length", hidden_size)];
-        for (key, value) in counts {
-            if value == 0 || value > 1 << 24 {
-                return Err(keys.invalid(key, format!("{value}, expected 1 to {}", 1 << 24)));
-            }
-        }
+        let n_layer = in_range(&keys, "block_count", None, gguf.tensors().len())?;
+        let hidden_size = in_range(&keys, "embedding_length", None, MAX_COUNT)?;
         let embedding = gguf
             .tensor("token_embd.weight")
             .ok_or_else(|| Error::InvalidModel {
@@ -81,8 +74,11 @@ impl DecoderSpec {
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
             vocab_size: embedding.n_rows(),
             hidden_size,
-            context_length: keys.require_usize("context_length")?.max(1),
-            rms_norm_eps: keys.require_f32("attention.layer_norm_rms_epsilon")?,
+            context_length: in_range(&keys, "context_length", None, u32::MAX as usize)?,
+            rms_norm_eps: match keys.require_f32(EPSILON)? {
+                eps if eps >= 0.0 => eps,
+                eps => return Err(keys.invalid(EPSILON, format!("{eps}, expected at least 0"))),
+            },
             embedding_scale: match architecture.embedding_scale {
                 EmbeddingScale::One => 1.0,
                 EmbeddingScale::SqrtHiddenSize => (hidden_size as f32).sqrt(),
@@ -118,6 +114,25 @@ impl DecoderSpec {
     }
 }
 
+/// The most that a count may be: far above any model, and products of two fit in `usize`.
+const MAX_COUNT: usize = 1 << 24;
+
+const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+
+/// A count from 1 to `most`; `value` where it has been read already.
+fn in_range(
+    keys: &Hyperparameters<'_>,
+    key: &str,
+    value: Option<usize>,
+    most: usize,
+) -> Result<usize> {
+    let value = value.map_or_else(|| keys.require_usize(key), Ok)?;
+    if (1..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(keys.invalid(key, format!("{value}, expected 1 to {most}")))
+}
+
 fn layers(
     gguf: &Gguf,
     architecture: &Architecture,
@@ -125,18 +140,20 @@ fn layers(
     n_layer: usize,
     hidden_size: usize,
 ) -> Result<Vec<LayerSpec>> {
-    let required = |key: &str| -> Result<Vec<usize>> {
-        keys.per_layer(key, n_layer)?
-            .ok_or_else(|| keys.invalid(key, "missing"))
+    let optional = |key: &str| -> Result<Option<Vec<usize>>> {
+        let counts = keys.per_layer(key, n_layer)?;
+        for &count in counts.iter().flatten() {
+            in_range(keys, key, Some(count), MAX_COUNT)?;
+        }
+        Ok(counts)
     };
+    let required = |key: &str| optional(key)?.ok_or_else(|| keys.invalid(key, "missing"));
     let n_head = required("attention.head_count")?;
-    let n_head_kv = keys
-        .per_layer("attention.head_count_kv", n_layer)?
-        .unwrap_or_else(|| n_head.clone());
+    let n_head_kv = optional("attention.head_count_kv")?.unwrap_or_else(|| n_head.clone());
     let intermediate_size = required("feed_forward_length")?;
     let head_dim = match keys.usize("attention.key_length")? {
         Some(head_dim) => head_dim,
-        None => hidden_size / n_head.first().copied().unwrap_or(1).max(1),
+        None => hidden_size / n_head[0],
     };
     if let Some(value_length) = keys.usize("attention.value_length")?
         && value_length != head_dim
@@ -151,7 +168,10 @@ fn layers(
     let global_rope = rope(gguf, architecture, keys, head_dim)?;
     let window = match architecture.windows {
         Windows::None => None,
-        Windows::Periodic { .. } => keys.usize("attention.sliding_window")?,
+        // No window is what a window of 0 says.
+        Windows::Periodic { .. } => keys
+            .usize("attention.sliding_window")?
+            .filter(|&window| window > 0),
     };
     let (windowed, local_rope) = match (architecture.windows, window) {
         (
@@ -181,7 +201,7 @@ fn layers(
     (0..n_layer)
         .map(|layer| {
             let (n_head, n_head_kv) = (n_head[layer], n_head_kv[layer]);
-            if n_head == 0 || n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
+            if !n_head.is_multiple_of(n_head_kv) {
                 let what = format!(
                     "{n_head_kv} in layer {layer}, expected a divisor of the {n_head} query heads"
                 );

@@ -222,11 +222,7 @@ impl WeightFinder {
 
     /// The index and type of a tensor of this very shape; from here on it counts as used.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<(usize, WeightType)> {
-        let found = self
-            .gguf
-            .tensors()
-            .iter()
-            .position(|tensor| tensor.name == name);
+        let found = self.gguf.tensor_index(name);
         let index = found.ok_or_else(|| Error::InvalidModel {
             message: format!("tensor `{name}` is missing"),
         })?;
@@ -249,12 +245,7 @@ impl WeightFinder {
 
     /// Counts a tensor as used that is not kept as a weight.
     pub(super) fn mark_used(&mut self, name: &str) {
-        self.used.extend(
-            self.gguf
-                .tensors()
-                .iter()
-                .position(|tensor| tensor.name == name),
-        );
+        self.used.extend(self.gguf.tensor_index(name));
     }
 
     /// All weights, if every tensor of the file is used.

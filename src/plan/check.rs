@@ -70,11 +70,17 @@ fn mismatch(
     let same_rows = |a: BufferId, b: BufferId| {
         (extent(a) != extent(b)).then(|| "mixes rows of tokens and of outputs".to_owned())
     };
+    let of_tokens = |id: BufferId| {
+        (extent(id) != Extent::Tokens).then(|| "is not a step over tokens".to_owned())
+    };
     match *op {
-        Op::Embed { weight, dst, .. } => unequal("width", width(dst), columns(weight)),
+        Op::Embed { weight, dst, .. } => {
+            unequal("width", width(dst), columns(weight)).or_else(|| of_tokens(dst))
+        }
         Op::RmsNorm {
             src, weight, dst, ..
         } => unequal("width", width(dst), width(src))
+            .or_else(|| unequal("rows of the norm", weights.get(weight).n_rows, 1))
             .or_else(|| unequal("partial group", width(src) % columns(weight), 0))
             .or_else(|| same_rows(src, dst)),
         Op::MatMul {
@@ -93,6 +99,8 @@ fn mismatch(
             dst,
         } => unequal("width", width(dst), width(src))
             .or_else(|| unequal("partial head", width(src) % head_dim, 0))
+            .or_else(|| of_tokens(src))
+            .or_else(|| of_tokens(dst))
             .or_else(|| {
                 let n_dims = plan.rope_tables[table.0].n_dims();
                 (n_dims > head_dim).then(|| format!("turns {n_dims} of {head_dim} dimensions"))
@@ -100,7 +108,9 @@ fn mismatch(
         Op::StoreKv { k, v, layer } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
             Some(cache) => unequal("keys", width(k), cache.width())
-                .or_else(|| unequal("values", width(v), cache.width())),
+                .or_else(|| unequal("values", width(v), cache.width()))
+                .or_else(|| of_tokens(k))
+                .or_else(|| of_tokens(v)),
         },
         Op::Attention {
             q,
@@ -113,7 +123,9 @@ fn mismatch(
             Some(_) if !stored.contains(&layer) => Some("reads a cache before it is stored".into()),
             Some(cache) => unequal("query", width(q), n_head * cache.head_dim)
                 .or_else(|| unequal("width", width(dst), width(q)))
-                .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0)),
+                .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0))
+                .or_else(|| of_tokens(q))
+                .or_else(|| of_tokens(dst)),
         },
         Op::GatedActivation {
             gate: a,
@@ -125,6 +137,10 @@ fn mismatch(
             .or_else(|| unequal("width", width(dst), width(a)))
             .or_else(|| same_rows(a, b))
             .or_else(|| same_rows(a, dst)),
-        Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src)),
+        Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| of_tokens(src))
+            .or_else(|| {
+                (extent(dst) != Extent::Outputs).then(|| "does not select outputs".to_owned())
+            }),
     }
 }

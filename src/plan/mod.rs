@@ -1,10 +1,12 @@
 //! The forward pass as data: buffers and named steps that every executor runs in the same order.
 //!
-//! A [`Plan`] is written once for a model family ([`crate::model::decoder_plan`]) and run by each
+//! A [`Plan`] is written once for a model family (`model/decoder.rs`) and run by each
 //! device. All activations are `f32`; a buffer is `[n_rows, width]`, rows outermost.
 
 mod builder;
 mod check;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder};
 

@@ -139,29 +139,62 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] for a character that the vocabulary cannot express at all, and for a
     /// run of a million whitespace characters, which the pre-tokenizer does not follow to its end.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        let mut ids = Vec::new();
         if add_special && self.add_bos {
             ids.extend(self.vocabulary.bos);
         }
-        let mut starts_text = true;
+        self.encode_behind(text, parse_special, &mut ids)?;
+        if add_special && self.add_eos {
+            ids.extend(self.vocabulary.eos);
+        }
+        Ok(ids)
+    }
+
+    /// The ids of a prompt that goes on where `previous` ends: with BOS where it is the first and the
+    /// file asks for it, never with EOS, since an answer follows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        previous: &[u32],
+        parse_special: bool,
+    ) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        match previous.last() {
+            None if self.add_bos => ids.extend(self.vocabulary.bos),
+            None => {}
+            // What stands in front decides whether a word starts the text.
+            Some(&last) => ids.push(last),
+        }
+        self.encode_behind(text, parse_special, &mut ids)?;
+        if !previous.is_empty() {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// Appends the ids of a text; it goes on behind `ids` unless those end in a special token.
+    fn encode_behind(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
+        ids.reserve(text.len() / 3 + 2);
+        let mut starts_text = ids.last().is_none_or(|&id| self.is_special(id));
         for fragment in self.splitter.split(text, parse_special) {
             match fragment {
                 Fragment::Special(id) => ids.push(id),
                 Fragment::Text(text) => match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(text, &mut ids)?,
+                    Model::Bpe(bpe) => bpe.encode(text, ids)?,
                     Model::SentencePiece(pieces) => pieces.encode(
                         text,
                         starts_text && self.vocabulary.add_space_prefix(),
-                        &mut ids,
+                        ids,
                     )?,
                 },
             }
             starts_text = matches!(fragment, Fragment::Special(_));
         }
-        if add_special && self.add_eos {
-            ids.extend(self.vocabulary.eos);
-        }
-        Ok(ids)
+        Ok(())
     }
 
     /// The text of a sequence of ids, from its beginning.

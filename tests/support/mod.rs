@@ -6,7 +6,7 @@ pub mod model;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use trueshot::{Device, DeviceKind, gpus};
+use trueshot::{Device, DeviceKind, Session, gpus};
 
 /// A file or folder of the reference data that lies beside the repository (or where
 /// `TRUESHOT_SHARED` says); `None` where it is absent, a failure with `TRUESHOT_REQUIRE_SHARED=1`.
@@ -85,4 +85,14 @@ pub fn centred_relative_error(found: &[f32], expected: &[f32]) -> f64 {
         norm += expected.powi(2);
     }
     (error / norm).sqrt()
+}
+
+/// The logits of the last of `tokens`, which an empty session runs `size` at a time.
+pub fn eval_in_chunks(session: &mut Session, tokens: &[u32], size: usize) -> Vec<f32> {
+    session.rewind(0).unwrap();
+    let mut logits = Vec::new();
+    for chunk in tokens.chunks(size) {
+        logits = session.eval(chunk).unwrap().to_vec();
+    }
+    logits
 }

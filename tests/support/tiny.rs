@@ -3,13 +3,9 @@
 
 use trueshot::gguf::{Gguf, WeightType, Writer};
 
-/// Shape of the tiny model.
-pub const N_LAYER: usize = 2;
-const HIDDEN: usize = 64;
+const N_LAYER: usize = 2;
 const N_HEAD: usize = 4;
 const N_HEAD_KV: usize = 2;
-const HEAD_DIM: usize = 16;
-const FFN: usize = 96;
 
 /// Seeded numbers in -1..1 (SplitMix64).
 pub struct Random(pub u64);
@@ -40,8 +36,14 @@ pub fn vocabulary() -> Vec<String> {
     special.into_iter().chain(bytes).chain(words).collect()
 }
 
-/// A llama model with matrices of type `ty`; `chat_template` goes into the file.
+/// A llama model with matrices of type `ty`, as narrow as that type's blocks allow; `chat_template`
+/// goes into the file.
 pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
+    let (hidden_size, intermediate_size) = match ty.block_len() {
+        256 => (256, 256),
+        _ => (64, 96),
+    };
+    let head_dim = hidden_size / N_HEAD;
     let vocabulary = vocabulary();
     let n_vocab = vocabulary.len();
     let scores: Vec<f32> = (0..n_vocab).map(|i| -(i as f32)).collect();
@@ -58,12 +60,12 @@ pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
         .metadata("general.name", "tiny")
         .metadata("llama.block_count", N_LAYER as u32)
         .metadata("llama.context_length", 256u32)
-        .metadata("llama.embedding_length", HIDDEN as u32)
-        .metadata("llama.feed_forward_length", FFN as u32)
+        .metadata("llama.embedding_length", hidden_size as u32)
+        .metadata("llama.feed_forward_length", intermediate_size as u32)
         .metadata("llama.attention.head_count", N_HEAD as u32)
         .metadata("llama.attention.head_count_kv", N_HEAD_KV as u32)
         .metadata("llama.attention.layer_norm_rms_epsilon", 1e-5f32)
-        .metadata("llama.rope.dimension_count", HEAD_DIM as u32)
+        .metadata("llama.rope.dimension_count", head_dim as u32)
         .metadata("tokenizer.ggml.model", "llama")
         .metadata("tokenizer.ggml.tokens", vocabulary)
         .metadata("tokenizer.ggml.scores", scores)
@@ -86,20 +88,24 @@ pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
         let ty = if is_norm { WeightType::F32 } else { ty };
         writer.tensor(name, shape, ty, ty.encode(&values)).unwrap()
     };
-    writer = tensor(writer, "token_embd.weight".into(), vec![n_vocab, HIDDEN]);
-    writer = tensor(writer, "output_norm.weight".into(), vec![HIDDEN]);
+    writer = tensor(
+        writer,
+        "token_embd.weight".into(),
+        vec![n_vocab, hidden_size],
+    );
+    writer = tensor(writer, "output_norm.weight".into(), vec![hidden_size]);
     for layer in 0..N_LAYER {
-        let (n_q, n_kv) = (N_HEAD * HEAD_DIM, N_HEAD_KV * HEAD_DIM);
+        let (n_q, n_kv) = (N_HEAD * head_dim, N_HEAD_KV * head_dim);
         for (name, shape) in [
-            ("attn_norm", vec![HIDDEN]),
-            ("attn_q", vec![n_q, HIDDEN]),
-            ("attn_k", vec![n_kv, HIDDEN]),
-            ("attn_v", vec![n_kv, HIDDEN]),
-            ("attn_output", vec![HIDDEN, n_q]),
-            ("ffn_norm", vec![HIDDEN]),
-            ("ffn_gate", vec![FFN, HIDDEN]),
-            ("ffn_up", vec![FFN, HIDDEN]),
-            ("ffn_down", vec![HIDDEN, FFN]),
+            ("attn_norm", vec![hidden_size]),
+            ("attn_q", vec![n_q, hidden_size]),
+            ("attn_k", vec![n_kv, hidden_size]),
+            ("attn_v", vec![n_kv, hidden_size]),
+            ("attn_output", vec![hidden_size, n_q]),
+            ("ffn_norm", vec![hidden_size]),
+            ("ffn_gate", vec![intermediate_size, hidden_size]),
+            ("ffn_up", vec![intermediate_size, hidden_size]),
+            ("ffn_down", vec![hidden_size, intermediate_size]),
         ] {
             writer = tensor(writer, format!("blk.{layer}.{name}.weight"), shape);
         }

@@ -37,17 +37,24 @@ impl Cells {
     pub(super) fn values(&self, elements: Range<usize>) -> Vec<f32> {
         match self {
             Cells::F32(cells) => cells[elements].to_vec(),
-            Cells::F16(cells) => {
-                cells[elements].iter().map(|&bits| f16::from_bits(bits).to_f32()).collect()
-            }
+            Cells::F16(cells) => cells[elements]
+                .iter()
+                .map(|&bits| f16::from_bits(bits).to_f32())
+                .collect(),
         }
     }
 
     /// Rows that begin with `elements` and are `stride` elements apart.
     pub(super) fn rows(&self, elements: Range<usize>, stride: usize) -> Rows<'_> {
         match self {
-            Cells::F32(cells) => Rows { cells: RowCells::F32(&cells[elements]), stride },
-            Cells::F16(cells) => Rows { cells: RowCells::F16(&cells[elements]), stride },
+            Cells::F32(cells) => Rows {
+                cells: RowCells::F32(&cells[elements]),
+                stride,
+            },
+            Cells::F16(cells) => Rows {
+                cells: RowCells::F16(&cells[elements]),
+                stride,
+            },
         }
     }
 }

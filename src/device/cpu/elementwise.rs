@@ -27,7 +27,14 @@ pub(super) fn rms_norm(simd: Simd, src: &[f32], weight: &[f32], eps: f32, dst: &
     for_rows(dst, group, |row, dst| {
         let src = &src[row * group..][..group];
         let mut squares = [0.0];
-        simd.dots(Rows { cells: RowCells::F32(src), stride: group }, src, &mut squares);
+        simd.dots(
+            Rows {
+                cells: RowCells::F32(src),
+                stride: group,
+            },
+            src,
+            &mut squares,
+        );
         let scale = 1.0 / (squares[0] / group as f32 + eps).sqrt();
         for ((dst, src), weight) in dst.iter_mut().zip(src).zip(weight) {
             *dst = src * scale * weight;

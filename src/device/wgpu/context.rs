@@ -39,12 +39,6 @@ pub(crate) fn adapters() -> Vec<DeviceInfo> {
     enumerate().into_iter().map(|(info, _)| info).collect()
 }
 
-/// The place in [`adapters`] of the best one that is not software.
-pub(crate) fn first_real_gpu() -> Option<usize> {
-    let infos = adapters();
-    choose(&infos, &GpuChoice::Best).filter(|&index| infos[index].kind != DeviceKind::SoftwareGpu)
-}
-
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN
     .union(wgpu::Backends::METAL)
     .union(wgpu::Backends::DX12);
@@ -137,8 +131,21 @@ impl Context {
         let Some(place) = choose(&infos, choice) else {
             return Err(no_device(&infos, choice));
         };
-        let adapter = adapters.swap_remove(place);
-        let info = infos[place].clone();
+        Context::open(infos[place].clone(), &adapters.swap_remove(place), features)
+    }
+
+    /// Opens the best adapter that is not software; `None` where there is none, or where it refuses
+    /// to open (which the log says).
+    pub(crate) fn open_real(features: GpuFeatures) -> Option<Context> {
+        let (infos, mut adapters): (Vec<_>, Vec<_>) = enumerate().into_iter().unzip();
+        let place = choose(&infos, &GpuChoice::Best)
+            .filter(|&place| infos[place].kind != DeviceKind::SoftwareGpu)?;
+        Context::open(infos[place].clone(), &adapters.swap_remove(place), features)
+            .inspect_err(|error| log::warn!("{error}; the CPU is used"))
+            .ok()
+    }
+
+    fn open(info: DeviceInfo, adapter: &wgpu::Adapter, features: GpuFeatures) -> Result<Context> {
         let mut wanted = wgpu::Features::empty();
         wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
         let descriptor = wgpu::DeviceDescriptor {
@@ -212,13 +219,24 @@ impl Context {
     /// `what` names them in it.
     ///
     /// # Errors
-    /// [`Error::Gpu`] where one is refused or the device is lost.
+    /// [`Error::OutOfMemory`] where memory runs out, [`Error::Gpu`] where a call is refused or the
+    /// device is lost.
     pub(crate) fn scoped<T>(&self, what: &str, calls: impl FnOnce() -> T) -> Result<T> {
-        let value = self
-            .guard(calls)
-            .map_err(|error| self.error(format!("{what}: {error}")))?;
+        let value = self.guard(calls).map_err(|error| match error {
+            wgpu::Error::OutOfMemory { .. } => self.out_of_memory(what, 0),
+            error => self.error(format!("{what}: {error}")),
+        })?;
         self.check()?;
         Ok(value)
+    }
+
+    /// An [`Error::OutOfMemory`] on this adapter; 0 bytes where their number is not known.
+    pub(crate) fn out_of_memory(&self, what: impl Into<String>, bytes: u64) -> Error {
+        Error::OutOfMemory {
+            what: what.into(),
+            bytes,
+            device: self.info.name.clone(),
+        }
     }
 
     fn guard<T>(&self, calls: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
@@ -245,13 +263,8 @@ impl Context {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer> {
-        let out_of_memory = || Error::OutOfMemory {
-            what: label.to_owned(),
-            bytes,
-            device: self.info.name.clone(),
-        };
         if bytes > self.limits.max_buffer_size {
-            return Err(out_of_memory());
+            return Err(self.out_of_memory(label, bytes));
         }
         let descriptor = wgpu::BufferDescriptor {
             label: Some(label),
@@ -262,7 +275,7 @@ impl Context {
         let buffer = self
             .guard(|| self.device.create_buffer(&descriptor))
             .map_err(|error| match error {
-                wgpu::Error::OutOfMemory { .. } => out_of_memory(),
+                wgpu::Error::OutOfMemory { .. } => self.out_of_memory(label, bytes),
                 error => self.error(format!("buffer `{label}`: {error}")),
             })?;
         self.check()?;

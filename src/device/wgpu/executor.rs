@@ -10,8 +10,9 @@ use crate::plan::{Batch, BufferId, Extent, Op, Plan, Step};
 use half::f16;
 use std::sync::Arc;
 
-/// Steps of a batch of many rows that one submission holds, so that none keeps the GPU for long.
-const PREFILL_STEPS: usize = 128;
+/// Multiplications of weights and activations that one submission of many rows holds, so that none
+/// keeps even a small GPU (1 TFLOP/s) for longer than half a second: systems reset one that hangs.
+const SUBMISSION_PRODUCTS: u64 = 1 << 38;
 
 /// Runs a lowered plan.
 pub(super) struct GpuExecutor {
@@ -43,16 +44,21 @@ impl GpuExecutor {
         })
     }
 
-    fn write_batch(&self, batch: &Batch<'_>) {
+    fn write_batch(&self, batch: &Batch<'_>) -> Result<()> {
         let params = BatchParams {
             n_rows: batch.n_rows() as u32,
             position: batch.position as u32,
             n_outputs: batch.n_outputs() as u32,
             padding: 0,
         };
-        let queue = &self.shared.context.queue;
-        queue.write_buffer(&self.buffers.batch, 0, bytemuck::bytes_of(&params));
-        queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(batch.tokens));
+        let context = &self.shared.context;
+        context.scoped("upload of a batch", || {
+            let tokens = bytemuck::cast_slice(batch.tokens);
+            context
+                .queue
+                .write_buffer(&self.buffers.batch, 0, bytemuck::bytes_of(&params));
+            context.queue.write_buffer(&self.buffers.tokens, 0, tokens);
+        })
     }
 
     /// Records the dispatches of some steps that a batch needs, in one pass.
@@ -80,11 +86,9 @@ impl GpuExecutor {
 
     fn run_all(&self, batch: &Batch<'_>) -> Result<()> {
         let context = &self.shared.context;
-        let a_submission = if batch.n_rows() == 1 {
-            self.steps.len()
-        } else {
-            PREFILL_STEPS
-        };
+        let products = batch.n_rows() as u64 * self.shared.weights.n_elements();
+        let n_submissions = products.div_ceil(SUBMISSION_PRODUCTS) as usize;
+        let a_submission = self.steps.len().div_ceil(n_submissions.max(1)).max(1);
         context.scoped("run of a batch", || {
             let mut groups = self.steps.chunks(a_submission).peekable();
             while let Some(steps) = groups.next() {
@@ -207,7 +211,7 @@ impl Executor for GpuExecutor {
         logits: &mut Vec<f32>,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
-        self.write_batch(batch);
+        self.write_batch(batch)?;
         match observer {
             None => self.run_all(batch)?,
             Some(observer) => self.run_observed(batch, observer)?,

@@ -5,7 +5,7 @@ use super::context::Context;
 use super::pipelines::Pipeline;
 use super::select::{Choice, Rows};
 use super::weights::WeightShard;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kernels::{self, BatchParams, Kernel, row_stride};
 use crate::kv_cache::KvLayout;
@@ -42,11 +42,9 @@ impl SessionBuffers {
         use wgpu::BufferUsages as Usage;
         let create = |label: &str, bytes: u64, usage: Usage| {
             if usage.contains(Usage::STORAGE) && bytes > context.max_binding_bytes() {
-                return Err(Error::OutOfMemory {
-                    what: format!("buffer `{label}` in one binding"),
-                    bytes,
-                    device: context.info.name.clone(),
-                });
+                let limit = context.max_binding_bytes();
+                let what = format!("buffer `{label}` (one binding has at most {limit} bytes)");
+                return Err(context.out_of_memory(what, bytes));
             }
             context.create_buffer(label, bytes, usage)
         };
@@ -150,7 +148,9 @@ fn bind(
     }
     let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
     let params_buffer = context.create_buffer("params", params.len() as u64, usage)?;
-    context.queue.write_buffer(&params_buffer, 0, &params);
+    context.scoped("upload of parameters", || {
+        context.queue.write_buffer(&params_buffer, 0, &params);
+    })?;
 
     let choice = Choice {
         kv: kv.ty,

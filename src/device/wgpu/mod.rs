@@ -10,13 +10,13 @@ pub(crate) mod testing;
 mod weights;
 
 pub use context::GpuFeatures;
-pub(crate) use context::{adapters, first_real_gpu};
+pub(crate) use context::{Context as Gpu, adapters};
 
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
-use super::{Backend, DeviceInfo, Executor, GpuChoice};
-use crate::error::{Error, Result};
+use super::{Backend, DeviceInfo, Executor};
+use crate::error::Result;
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
 use crate::plan::{Plan, RopeTable};
@@ -45,17 +45,15 @@ struct StoredTable {
 }
 
 impl GpuBackend {
-    /// Opens a GPU and uploads the weights; `progress` is told the bytes done and the bytes of all.
+    /// Uploads the weights to an opened GPU; `progress` is told the bytes done and the bytes of all.
     ///
     /// # Errors
-    /// [`Error::NoDevice`], [`Error::OutOfMemory`] or [`Error::Gpu`].
+    /// [`OutOfMemory`](crate::Error::OutOfMemory) or [`Gpu`](crate::Error::Gpu).
     pub(crate) fn new(
         weights: Weights,
-        choice: &GpuChoice,
-        features: GpuFeatures,
+        context: Context,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let context = Context::new(choice, features)?;
         let weights = GpuWeights::upload(&context, weights, progress)?;
         let rope_tables = Mutex::default();
         Ok(GpuBackend {
@@ -107,11 +105,8 @@ impl Shared {
         let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_DST;
         let bytes = capacity as u64 * row_bytes;
         if bytes > self.context.max_binding_bytes() {
-            return Err(Error::OutOfMemory {
-                what: format!("a rope table of {capacity} positions"),
-                bytes,
-                device: self.context.info.name.clone(),
-            });
+            let what = format!("a rope table of {capacity} positions");
+            return Err(self.context.out_of_memory(what, bytes));
         }
         let buffer = self.context.create_buffer("rope_table", bytes, usage)?;
         self.context.scoped("upload of a rope table", || {

@@ -1,7 +1,7 @@
 //! Weights on the GPU: repacked on the way from the mapped file, in shards no larger than a binding.
 
 use super::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::repack::Shard;
 use crate::model::{Weight, WeightId, Weights};
 use rayon::prelude::*;
@@ -57,6 +57,12 @@ impl GpuWeights {
         self.weights.get(id)
     }
 
+    /// Weights of the whole model.
+    pub(super) fn n_elements(&self) -> u64 {
+        let elements = |(_, weight): (WeightId, &Weight)| (weight.n_rows * weight.n_cols) as u64;
+        self.weights.iter().map(elements).sum()
+    }
+
     pub(super) fn shards(&self, id: WeightId) -> &[WeightShard] {
         &self.shards[id.0]
     }
@@ -85,11 +91,9 @@ impl Upload<'_> {
         let max_bytes = self.context.max_binding_bytes() as usize;
         let shards = Shard::split(weight.ty, weight.n_rows, weight.n_cols, max_bytes);
         if shards.is_empty() {
-            return Err(Error::OutOfMemory {
-                what: format!("a row of tensor `{}`", weight.name),
-                bytes: weight.ty.row_bytes(weight.n_cols) as u64,
-                device: self.context.info.name.clone(),
-            });
+            let what = format!("a row of tensor `{}`", weight.name);
+            let bytes = weight.ty.row_bytes(weight.n_cols) as u64;
+            return Err(self.context.out_of_memory(what, bytes));
         }
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
@@ -136,7 +140,9 @@ impl Upload<'_> {
             for write in parts.into_iter().flatten() {
                 let offset = write.word_offset as u64 * 4;
                 let bytes: &[u8] = bytemuck::cast_slice(&write.words);
-                self.context.queue.write_buffer(buffer, offset, bytes);
+                self.context.scoped("upload of weights", || {
+                    self.context.queue.write_buffer(buffer, offset, bytes);
+                })?;
                 self.in_flight_bytes += bytes.len();
                 last = Some(write);
             }

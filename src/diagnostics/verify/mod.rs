@@ -2,195 +2,24 @@
 //!
 //! The device runs a step; the reference runs the same step on the inputs that the device had, which
 //! were themselves checked when they were written. So every bound is that of one step, errors do not
-//! add up, and the first step that is named is the one that is wrong.
+//! add up, and the first step that is named is the one that is wrong. In the end the device runs the
+//! same tokens once more as it always does, unwatched, and must give the same logits.
 
+mod compare;
+mod report;
 #[cfg(test)]
 mod tests;
+
+pub use report::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
 
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Executor, Observation};
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, KvType};
+use crate::kv_cache::KvLayout;
 use crate::model::Weights;
-use crate::plan::{Batch, Op, Outputs, Plan};
-use std::fmt;
+use crate::plan::{Batch, Extent, Op, Outputs, Plan};
+use compare::{compare, tolerance};
 use std::sync::Arc;
-
-/// What [`Engine::verify`](crate::Engine::verify) runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifyOptions {
-    /// Run as one batch.
-    pub prompt: String,
-    /// Tokens run one at a time behind it, each the most likely one.
-    pub decode_tokens: usize,
-}
-
-impl Default for VerifyOptions {
-    fn default() -> Self {
-        VerifyOptions {
-            prompt: "The capital of France is".to_owned(),
-            decode_tokens: 2,
-        }
-    }
-}
-
-/// Which kind of batch was running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The prompt, many rows at once.
-    Prefill,
-    /// One token.
-    Decode,
-}
-
-/// What is wrong with a step.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Finding {
-    /// A value differs from the reference by more than the bound.
-    Differs {
-        /// The device's value.
-        found: f32,
-        /// The reference's value.
-        expected: f32,
-        /// The largest difference that the step's arithmetic explains.
-        bound: f32,
-    },
-    /// A value is infinite or not a number.
-    NotFinite {
-        /// The device's value.
-        found: f32,
-    },
-    /// Every value of the step is zero.
-    AllZero,
-    /// The step gave another number of values.
-    Count {
-        /// Values given.
-        found: usize,
-        /// Values expected.
-        expected: usize,
-    },
-    /// The device left the step out.
-    Missing,
-}
-
-/// The first step that is wrong.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Divergence {
-    /// The step's name, e.g. `blk.3.attn_norm`.
-    pub step: String,
-    /// The batch it was found in.
-    pub phase: Phase,
-    /// Position of the token whose row is wrong.
-    pub position: usize,
-    /// Row in the batch (behind the keys' rows come the values' rows where a cache store is wrong).
-    pub row: usize,
-    /// Element in the row.
-    pub column: usize,
-    /// What was found.
-    pub finding: Finding,
-}
-
-impl fmt::Display for Divergence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Divergence {
-            step,
-            phase,
-            position,
-            row,
-            column,
-            finding,
-        } = self;
-        let phase = match phase {
-            Phase::Prefill => "prefill",
-            Phase::Decode => "decode",
-        };
-        write!(f, "step `{step}` ({phase}, position {position}): ")?;
-        match finding {
-            Finding::Differs {
-                found,
-                expected,
-                bound,
-            } => write!(
-                f,
-                "row {row}, column {column} is {found:e}, the reference has {expected:e} \
-                 (off by {:e}, bound {bound:e})",
-                (found - expected).abs()
-            ),
-            Finding::NotFinite { found } => write!(f, "row {row}, column {column} is {found}"),
-            Finding::AllZero => f.write_str("every value is zero"),
-            Finding::Count { found, expected } => {
-                write!(f, "{found} values, expected {expected}")
-            }
-            Finding::Missing => f.write_str("was not run"),
-        }
-    }
-}
-
-/// The outcome of a verification.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VerifyReport {
-    n_tokens: usize,
-    n_steps: usize,
-    n_values: u64,
-    worst: Option<(String, f32)>,
-    divergence: Option<Divergence>,
-}
-
-impl VerifyReport {
-    /// Whether every step agreed.
-    pub fn passed(&self) -> bool {
-        self.divergence.is_none()
-    }
-
-    /// The first step that did not.
-    pub fn first_divergence(&self) -> Option<&Divergence> {
-        self.divergence.as_ref()
-    }
-
-    /// Steps that were compared.
-    pub fn n_steps(&self) -> usize {
-        self.n_steps
-    }
-
-    /// The step that came nearest to its bound, and how near: 1 is at the bound.
-    pub fn nearest_to_bound(&self) -> Option<(&str, f32)> {
-        self.worst
-            .as_ref()
-            .map(|(step, share)| (step.as_str(), *share))
-    }
-}
-
-impl fmt::Display for VerifyReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let VerifyReport {
-            n_tokens,
-            n_steps,
-            n_values,
-            worst,
-            divergence,
-        } = self;
-        match divergence {
-            Some(divergence) => write!(f, "WRONG after {n_steps} right steps: {divergence}"),
-            None => {
-                write!(
-                    f,
-                    "right: {n_steps} steps ({n_values} values, {n_tokens} tokens) agree "
-                )?;
-                f.write_str("with the reference")?;
-                match worst {
-                    Some((step, share)) => {
-                        write!(
-                            f,
-                            "; nearest to its bound: `{step}` at {:.1} %",
-                            share * 100.0
-                        )
-                    }
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-}
 
 /// Compares every step of `executor` with the reference: `tokens` as one batch, then `decode_tokens`
 /// one at a time.
@@ -205,118 +34,140 @@ pub(crate) fn verify(
     let mut verifier = Verifier {
         reference: ReferenceExecutor::new(weights.clone(), plan.clone(), kv),
         plan: plan.clone(),
-        kv_type: kv.ty,
-        report: VerifyReport {
-            n_tokens: 0,
-            n_steps: 0,
-            n_values: 0,
-            worst: None,
-            divergence: None,
-        },
+        report: VerifyReport::default(),
     };
-    if tokens.is_empty() {
-        let message = "no tokens, expected at least one".to_owned();
-        return Err(Error::InvalidArgument {
-            name: "prompt",
-            message,
-        });
+    let mut tokens = tokens.to_vec();
+    let n_prompt = tokens.len();
+    let mut watched = Vec::new();
+    for n_done in 0..=decode_tokens {
+        let batch = batch_of(&tokens, n_prompt, n_done);
+        let Some(logits) = verifier.observe(executor, &batch)? else {
+            return Ok(verifier.report);
+        };
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        tokens.extend(best.map(|token| token as u32));
+        watched.push(logits);
     }
-    let prompt = &tokens[..tokens.len().min(kv.capacity).min(plan.max_rows)];
-    let mut next = verifier.batch(executor, prompt, 0, Phase::Prefill)?;
-    let n_decode = decode_tokens.min(kv.capacity - prompt.len());
-    for position in prompt.len()..prompt.len() + n_decode {
-        let Some(token) = next else { break };
-        next = verifier.batch(executor, &[token], position, Phase::Decode)?;
+    for (n_done, watched) in watched.iter().enumerate() {
+        let batch = batch_of(&tokens, n_prompt, n_done);
+        let mut logits = Vec::new();
+        executor.run(&batch, &mut logits, None)?;
+        let differs = |(found, expected): (&f32, &f32)| found.to_bits() != expected.to_bits();
+        let (column, finding) = match logits.iter().zip(watched).position(differs) {
+            _ if logits.len() != watched.len() => {
+                let (found, expected) = (logits.len(), watched.len());
+                (0, Finding::Count { found, expected })
+            }
+            Some(column) => {
+                let (found, expected) = (logits[column], watched[column]);
+                (column, Finding::UnobservedDiffers { found, expected })
+            }
+            None => continue,
+        };
+        verifier.diverge(plan.steps.len() - 1, &batch, (0, column), finding);
+        break;
     }
     Ok(verifier.report)
+}
+
+/// The prompt as one batch, or the `n_done`-th token behind it.
+fn batch_of(tokens: &[u32], n_prompt: usize, n_done: usize) -> Batch<'_> {
+    let (position, end) = match n_done {
+        0 => (0, n_prompt),
+        n => (n_prompt + n - 1, n_prompt + n),
+    };
+    let tokens = &tokens[position..end];
+    Batch {
+        tokens,
+        position,
+        outputs: Outputs::Last,
+    }
+}
+
+fn phase_of(batch: &Batch<'_>) -> Phase {
+    if batch.position == 0 {
+        Phase::Prefill
+    } else {
+        Phase::Decode
+    }
 }
 
 struct Verifier {
     reference: ReferenceExecutor,
     plan: Arc<Plan>,
-    kv_type: KvType,
     report: VerifyReport,
 }
 
-/// Ends an observed run whose divergence is already in the report.
-const STOP: &str = "verification stops at the first divergence";
-
 impl Verifier {
-    /// Verifies one batch; the most likely next token, or `None` after a divergence.
-    fn batch(
+    /// Verifies one batch step by step; its logits, or `None` after a divergence.
+    fn observe(
         &mut self,
         executor: &mut dyn Executor,
-        tokens: &[u32],
-        position: usize,
-        phase: Phase,
-    ) -> Result<Option<u32>> {
-        let batch = Batch {
-            tokens,
-            position,
-            outputs: Outputs::Last,
-        };
+        batch: &Batch<'_>,
+    ) -> Result<Option<Vec<f32>>> {
         let mut logits = Vec::new();
         let mut next_step = 0;
         let mut observer = |seen: &Observation<'_>| {
-            let missing = (seen.index != next_step).then_some(next_step);
-            next_step = seen.index + 1;
-            let wrong = match missing {
-                Some(_) => Some((0, 0, Finding::Missing)),
-                None => self.step(&batch, seen),
+            let index = next_step;
+            let wrong = if seen.index == index {
+                self.step(batch, seen)
+            } else {
+                Some((0, 0, Finding::Missing))
             };
-            match wrong {
-                Some((row, column, finding)) => {
-                    let index = missing.unwrap_or(seen.index);
-                    self.diverge(index, &batch, phase, (row, column), finding);
-                    Err(Error::WrongResult {
-                        step: self.plan.steps[index].name.clone(),
-                        message: STOP.to_owned(),
-                    })
-                }
-                None => Ok(()),
-            }
+            next_step = index + 1;
+            let Some((row, column, finding)) = wrong else {
+                return Ok(());
+            };
+            self.diverge(index, batch, (row, column), finding);
+            Err(Error::WrongResult {
+                step: self.plan.steps[index].name.clone(),
+                message: "verification stops at the first divergence".to_owned(),
+            })
         };
-        let result = executor.run(&batch, &mut logits, Some(&mut observer));
+        let result = executor.run(batch, &mut logits, Some(&mut observer));
         if self.report.divergence.is_some() {
             return Ok(None);
         }
         result?;
         if next_step != self.plan.steps.len() {
-            self.diverge(next_step, &batch, phase, (0, 0), Finding::Missing);
+            self.diverge(next_step, batch, (0, 0), Finding::Missing);
             return Ok(None);
         }
-        self.report.n_tokens += tokens.len();
-        let last = self.plan.steps.len() - 1;
+        // The logits that the caller gets are those that the last step wrote.
         let expected = self.reference.buffer(self.plan.logits);
-        if let Some((row, column, finding)) = compare(&logits, expected, |_| 0.0).wrong {
-            self.diverge(last, &batch, phase, (row, column), finding);
+        if let Some((row, column, finding)) =
+            compare(&logits, expected, logits.len().max(1), 0.0).wrong
+        {
+            self.diverge(next_step - 1, batch, (row, column), finding);
             return Ok(None);
         }
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        Ok(best.map(|(token, _)| token as u32))
+        match phase_of(batch) {
+            Phase::Prefill => self.report.prompt_tokens += batch.n_rows(),
+            Phase::Decode => self.report.decode_tokens += 1,
+        }
+        Ok(Some(logits))
     }
 
     fn diverge(
         &mut self,
         index: usize,
         batch: &Batch<'_>,
-        phase: Phase,
         (row, column): (usize, usize),
         finding: Finding,
     ) {
         let step = &self.plan.steps[index];
-        let is_output = step
+        let is_of_outputs = step
             .op
             .dst()
-            .is_some_and(|dst| self.plan.buffer(dst).extent == crate::plan::Extent::Outputs);
-        let first = if is_output {
+            .is_some_and(|dst| self.plan.buffer(dst).extent == Extent::Outputs);
+        let first = if is_of_outputs {
             batch.n_rows() - batch.n_outputs()
         } else {
             0
         };
         self.report.divergence = Some(Divergence {
             step: step.name.clone(),
-            phase,
+            phase: phase_of(batch),
             position: batch.position + (first + row) % batch.n_rows(),
             row,
             column,
@@ -324,126 +175,38 @@ impl Verifier {
         });
     }
 
-    /// Runs a step on the reference, compares, and takes the device's values over as inputs of later steps.
+    /// Runs a step on the reference, compares, and takes the device's values over as inputs of later
+    /// steps.
     fn step(
         &mut self,
         batch: &Batch<'_>,
         seen: &Observation<'_>,
     ) -> Option<(usize, usize, Finding)> {
         self.reference.step(seen.index, batch);
-        let op = &self.plan.steps[seen.index].op;
+        let plan = self.plan.clone();
+        let op = &plan.steps[seen.index].op;
         let expected = match (op, op.dst()) {
             (Op::StoreKv { layer, .. }, _) => self.reference.cached_rows(*layer, batch),
             (_, Some(dst)) => self.reference.buffer(dst).to_vec(),
             (_, None) => Vec::new(),
         };
-        let tolerance = tolerance(op, self.kv_type);
-        let bound = |row: &[f32]| tolerance * rms(row);
-        let width = seen.width.max(1);
-        let outcome = compare_rows(seen.values, &expected, width, bound);
-        self.report.n_steps += usize::from(outcome.wrong.is_none());
+        let outcome = compare(seen.values, &expected, seen.width.max(1), tolerance(op));
+        if outcome.wrong.is_some() {
+            return outcome.wrong;
+        }
+        self.report.n_steps += 1;
         self.report.n_values += seen.values.len() as u64;
-        if self
-            .report
-            .worst
-            .as_ref()
-            .is_none_or(|(_, share)| outcome.share > *share)
-        {
-            self.report.worst = Some((seen.step.name.clone(), outcome.share));
+        let nearest = self.report.nearest_to_bound.as_ref();
+        if nearest.is_none_or(|(_, share)| outcome.share > *share) {
+            self.report.nearest_to_bound = Some((seen.step.name.clone(), outcome.share));
         }
         match (op, op.dst()) {
-            (Op::StoreKv { layer, .. }, _) if outcome.wrong.is_none() => {
+            (Op::StoreKv { layer, .. }, _) => {
                 self.reference.set_cached_rows(*layer, batch, seen.values);
             }
             (_, Some(dst)) => self.reference.set_buffer(dst, seen.values),
-            _ => {}
+            (_, None) => {}
         }
-        outcome.wrong
+        None
     }
-}
-
-/// The error of one step, as a share of the row's root mean square, that its arithmetic in `f32`
-/// explains. Measured on lavapipe, an NVIDIA H200 and the CPU (docs/KERNELS.md), times about ten.
-fn tolerance(op: &Op, kv: KvType) -> f32 {
-    match op {
-        Op::Embed { .. } | Op::Add { .. } | Op::SelectOutputs { .. } => 2e-6,
-        Op::RmsNorm { .. } | Op::Rope { .. } | Op::GatedActivation { .. } => 2e-5,
-        Op::MatMul { .. } => 1e-4,
-        Op::Attention { .. } => 1e-4,
-        // One unit in the last place, where the device rounds the other way.
-        Op::StoreKv { .. } => match kv {
-            KvType::F32 => 1e-7,
-            KvType::F16 => 1e-3,
-        },
-    }
-}
-
-fn rms(values: &[f32]) -> f32 {
-    let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
-    (squares / values.len().max(1) as f64).sqrt() as f32
-}
-
-/// What a comparison found: the first wrong place, and the largest share of its bound that an error took.
-struct Outcome {
-    wrong: Option<(usize, usize, Finding)>,
-    share: f32,
-}
-
-fn compare(found: &[f32], expected: &[f32], bound: impl Fn(&[f32]) -> f32) -> Outcome {
-    compare_rows(found, expected, expected.len().max(1), bound)
-}
-
-/// Compares rows of `width` elements; an element may differ by `bound(row)` and by what its own size
-/// makes of that.
-fn compare_rows(
-    found: &[f32],
-    expected: &[f32],
-    width: usize,
-    bound: impl Fn(&[f32]) -> f32,
-) -> Outcome {
-    let wrong = |row, column, finding| Outcome {
-        wrong: Some((row, column, finding)),
-        share: 1.0,
-    };
-    if found.len() != expected.len() {
-        let finding = Finding::Count {
-            found: found.len(),
-            expected: expected.len(),
-        };
-        return wrong(0, 0, finding);
-    }
-    if let Some(index) = found.iter().position(|value| !value.is_finite()) {
-        let finding = Finding::NotFinite {
-            found: found[index],
-        };
-        return wrong(index / width, index % width, finding);
-    }
-    if !found.is_empty() && found.iter().all(|&value| value == 0.0) {
-        return wrong(0, 0, Finding::AllZero);
-    }
-    let mut share = 0.0f32;
-    let rows = found.chunks(width).zip(expected.chunks(width)).enumerate();
-    for (row, (found, expected)) in rows {
-        let of_row = bound(expected);
-        let relative = of_row / rms(expected).max(f32::MIN_POSITIVE);
-        for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-            let bound = of_row.max(relative * expected.abs());
-            let error = (found - expected).abs();
-            if !(error <= bound) {
-                return wrong(
-                    row,
-                    column,
-                    Finding::Differs {
-                        found,
-                        expected,
-                        bound,
-                    },
-                );
-            }
-            if bound > 0.0 {
-                share = share.max(error / bound);
-            }
-        }
-    }
-    Outcome { wrong: None, share }
 }

@@ -30,6 +30,8 @@ enum Fault {
     Skipped,
     /// Reads the table of positions one further on.
     WrongPosition,
+    /// Right while it is watched, zeros when it is not.
+    WrongUnwatched,
 }
 
 /// The reference with a fault in one step, in batches of the phase.
@@ -52,7 +54,11 @@ impl Faulty {
         let mut values = self.inner.buffer(dst).to_vec();
         let n = values.len();
         match self.fault {
-            Fault::None | Fault::Skipped | Fault::WrongEpsilon | Fault::WrongPosition => {}
+            Fault::None
+            | Fault::Skipped
+            | Fault::WrongEpsilon
+            | Fault::WrongPosition
+            | Fault::WrongUnwatched => {}
             Fault::Zeros => values.fill(0.0),
             Fault::TailRow => values[n - width..].fill(0.0),
             Fault::TailColumns => {
@@ -62,7 +68,7 @@ impl Faulty {
             }
             Fault::NotANumber => values[n / 2] = f32::NAN,
             Fault::Infinite => values[n - 1] = f32::INFINITY,
-            Fault::OneElement => values[n - 2] += 0.01 * super::rms(&values[n - width..]),
+            Fault::OneElement => values[n - 2] += 0.01 * super::compare::rms(&values[n - width..]),
         }
         self.inner.set_buffer(dst, &values);
     }
@@ -94,7 +100,9 @@ impl Executor for Faulty {
             Phase::Decode
         };
         let plan = self.plan.clone();
-        let observer = observer.expect("verify observes");
+        let is_watched = observer.is_some();
+        let mut ignore = |_: &Observation<'_>| Ok(());
+        let observer = observer.unwrap_or(&mut ignore);
         for (index, step) in plan.steps.iter().enumerate() {
             let is_faulty = step.name == self.step && phase == self.phase;
             if is_faulty && matches!(self.fault, Fault::Skipped) {
@@ -124,6 +132,9 @@ impl Executor for Faulty {
             })?;
         }
         *logits = self.inner.buffer(plan.logits).to_vec();
+        if !is_watched && phase == self.phase && matches!(self.fault, Fault::WrongUnwatched) {
+            logits[7] += 1e-3;
+        }
         Ok(())
     }
 }
@@ -194,7 +205,7 @@ fn assert_names(step: &str, phase: Phase, fault: Fault) -> Finding {
 fn verify_passes_what_is_right() {
     let report = run("none", Phase::Prefill, Fault::None);
     assert!(report.passed(), "{report}");
-    assert_eq!(report.n_steps(), 3 * setup().plan.steps.len());
+    assert_eq!(report.n_steps, 3 * setup().plan.steps.len());
 }
 
 #[test]
@@ -279,4 +290,15 @@ fn verify_names_the_step_that_was_left_out() {
 fn verify_names_the_rotation_by_a_wrong_position() {
     assert_names("blk.0.Qcur", Phase::Decode, Fault::WrongPosition);
     assert_names("blk.1.Kcur", Phase::Prefill, Fault::WrongPosition);
+}
+
+#[test]
+fn verify_names_a_run_that_is_wrong_when_nobody_watches() {
+    for phase in [Phase::Prefill, Phase::Decode] {
+        let finding = assert_names("result_output", phase, Fault::WrongUnwatched);
+        assert!(
+            matches!(finding, Finding::UnobservedDiffers { .. }),
+            "{finding:?}"
+        );
+    }
 }

@@ -34,14 +34,13 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(value.to_bits() | special | u32::from(bits & 0x8000) << 16)
 }
 
-pub(super) fn matvec(ty: WeightType, rows: &[u8], row_stride: usize, x: &[f32], out: &mut [f32]) {
-    let row_bytes = ty.row_bytes(x.len());
-    for (j, out) in out.iter_mut().enumerate() {
-        *out = dot(ty, &rows[j * row_stride..][..row_bytes], x);
+pub(super) fn matvec(ty: WeightType, rows: &[u8], x: &[f32], out: &mut [f32]) {
+    for (out, row) in out.iter_mut().zip(rows.chunks_exact(ty.row_bytes(x.len()))) {
+        *out = matvec_row(ty, row, x);
     }
 }
 
-fn dot(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
+fn matvec_row(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
     let mut sums = [0.0; LANES];
     let mut rest = 0.0;
     let mut weights = [0.0; CHUNK];
