@@ -25,7 +25,8 @@ const COMMANDS: &str = "\
 /reset        forget the conversation, keep the instructions
 /stats        tokens and speed of the last answer
 /help         this list
-/quit         end (as Ctrl-D does); Ctrl-C stops an answer";
+/quit         end (as Ctrl-D does)
+Ctrl-C stops an answer, once the model has read the prompt";
 
 fn main() -> ExitCode {
     support::run(|| {
@@ -98,17 +99,23 @@ impl Chat {
         }
     }
 
-    /// Streams the answer to one turn.
+    /// Answers one turn; a turn whose answer fails is no part of the conversation.
     fn answer(&mut self, turn: &str) -> Result {
         self.messages.push(Message::user(turn));
-        let _answering = self.interrupt.answering();
-        let mut generation = match self.session.chat(&self.messages, &self.options) {
-            Ok(generation) => generation,
+        match self.stream_answer() {
+            Ok(answer) => self.messages.push(Message::assistant(answer)),
             Err(error) => {
                 self.messages.pop();
-                return Err(error.into());
+                return Err(error);
             }
-        };
+        }
+        Ok(())
+    }
+
+    /// Writes the answer to the conversation so far, piece by piece, and returns all of it.
+    fn stream_answer(&mut self) -> Result<String> {
+        let _answering = self.interrupt.answering();
+        let mut generation = self.session.chat(&self.messages, &self.options)?;
         let mut stdout = io::stdout().lock();
         let mut answer = String::new();
         for piece in &mut generation {
@@ -129,8 +136,7 @@ impl Chat {
             Some(FinishReason::EndOfGeneration | FinishReason::Stop(_)) | None => {}
         }
         self.last = Some(generation.stats());
-        self.messages.push(Message::assistant(answer));
-        Ok(())
+        Ok(answer)
     }
 
     fn show_stats(&self) {

@@ -1,10 +1,26 @@
-#![doc = include_str!("../README.md")]
+//! Runs GGUF language models on any GPU through wgpu, and on the CPU; and proves on your machine that
+//! the answers are right.
+//!
+//! ```no_run
+//! let engine = trueshot::Engine::load("model.gguf")?; // the best GPU; the CPU where there is none
+//! let mut session = engine.session()?;
+//! for piece in session.generate("The capital of France is", &Default::default())? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok::<(), trueshot::Error>(())
+//! ```
+//!
 //! # From a prompt to text
 //!
 //! [`Engine::builder`] opens a file ([`gguf`]), reads its [`model`] spec and weights, writes the forward
 //! pass as a [`plan`] and puts the weights on a [`Device`]. [`Session::generate`] turns text into tokens
 //! ([`tokenizer`]), runs them through the plan, keeps keys and values in the [`kv_cache`], chooses each
 //! next token ([`sampler`]) and turns it back into text.
+
+/// The README's example is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 // Test models are written by code that unit tests and integration tests share.
 #[cfg(test)]

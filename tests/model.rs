@@ -36,6 +36,9 @@ fn unknown_architecture_is_refused_with_what_is_known() {
 fn wrong_hyperparameters_are_refused_by_key() {
     for (key, value) in [
         ("llama.block_count", 0u32),
+        ("llama.block_count", 1 << 24),
+        ("llama.context_length", 0),
+        ("llama.feed_forward_length", u32::MAX),
         ("llama.attention.head_count", 0),
         ("llama.attention.head_count_kv", 3),
         ("llama.attention.key_length", 18),
@@ -57,6 +60,12 @@ fn wrong_hyperparameters_are_refused_by_key() {
         with("llama.embedding_length", "wide"),
         &["llama.embedding_length"],
     );
+}
+
+#[test]
+fn negative_epsilon_is_refused() {
+    let key = "llama.attention.layer_norm_rms_epsilon";
+    refused(with(key, -1e-5f32), &[key]);
 }
 
 #[test]

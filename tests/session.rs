@@ -339,3 +339,84 @@ fn observed_steps_carry_the_plans_names_in_order() {
         assert_eq!(names, expected);
     }
 }
+
+#[test]
+fn generation_without_a_prompt_goes_on_from_what_was_evaluated() {
+    let engine = engine(Device::Cpu);
+    let mut session = engine.session().unwrap();
+    let prompt = engine.tokenizer().encode("w1 w2 w3", true, true).unwrap();
+    let expected = session
+        .generate("w1 w2 w3", &greedy(6))
+        .unwrap()
+        .complete()
+        .unwrap();
+    session.rewind(0).unwrap();
+    session.eval(&prompt).unwrap();
+    let again = session
+        .generate("", &greedy(6))
+        .unwrap()
+        .complete()
+        .unwrap();
+    assert_eq!(again.tokens, expected.tokens);
+    // Rewound behind the prompt, the logits of its last token are had once more.
+    session.rewind(prompt.len()).unwrap();
+    let again = session
+        .generate("", &greedy(6))
+        .unwrap()
+        .complete()
+        .unwrap();
+    assert_eq!(again.tokens, expected.tokens);
+    session.rewind(0).unwrap();
+    let empty = session.generate("", &greedy(6)).err();
+    assert!(
+        empty.is_none(),
+        "the beginning of text alone is a prompt: {empty:?}"
+    );
+}
+
+#[test]
+fn failed_call_leaves_the_session_as_it_was() {
+    let engine = engine(Device::Cpu);
+    let mut session = engine.session().unwrap();
+    let expected = session.eval(&tokens(20)).unwrap().to_vec();
+    let before = session.tokens().to_vec();
+    let wrong = GenerateOptions {
+        stop: vec![String::new()],
+        ..greedy(5)
+    };
+    assert!(session.generate("w1", &wrong).is_err());
+    assert!(session.chat(&[Message::user("w1 w2")], &wrong).is_err());
+    assert!(session.eval(&[1, 400]).is_err());
+    assert!(session.eval(&tokens(300)).is_err());
+    assert!(session.eval_all(&tokens(300)).is_err());
+    assert_eq!(session.tokens(), before);
+    assert_eq!(session.eval(&[]).unwrap(), expected);
+}
+
+#[test]
+fn engines_and_sessions_go_to_other_threads() {
+    fn is_send<T: Send>() {}
+    fn is_sync<T: Sync>() {}
+    is_send::<Engine>();
+    is_sync::<Engine>();
+    is_send::<trueshot::Session>();
+    is_send::<trueshot::EngineBuilder>();
+    let engine = engine(Device::Cpu);
+    let texts: Vec<String> = std::thread::scope(|scope| {
+        let answer = || {
+            engine
+                .session()
+                .unwrap()
+                .generate("w4", &greedy(8))
+                .unwrap()
+                .text()
+                .unwrap()
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(answer)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert_eq!(texts[0], texts[1]);
+}

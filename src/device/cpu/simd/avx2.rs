@@ -10,7 +10,7 @@ mod blocks;
 use super::portable::f16_to_f32;
 use super::{RowCells, Rows};
 use crate::gguf::WeightType;
-use blocks::{GROUP, Group, for_groups};
+use blocks::{GROUP, Group, fold_groups};
 use std::arch::x86_64::*;
 
 /// Proof that this machine has the instructions.
@@ -66,7 +66,9 @@ impl Avx2 {
 fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
     let (groups, rest) = out.as_chunks_mut::<GROUP>();
     let whole = &bytes[..ty.row_bytes(groups.len() * GROUP)];
-    for_groups(ty, whole, |i, weights| store(&mut groups[i], weights));
+    fold_groups(ty, whole, (), |(), i, weights| {
+        store(&mut groups[i], weights)
+    });
     if !rest.is_empty() {
         ty.decode(&bytes[whole.len()..], rest);
     }
@@ -76,14 +78,18 @@ fn decode(ty: WeightType, bytes: &[u8], out: &mut [f32]) {
 fn matvec_row(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
     let (groups, rest) = x.as_chunks::<GROUP>();
     let whole = &bytes[..ty.row_bytes(groups.len() * GROUP)];
-    let mut sums = [_mm256_setzero_ps(); 4];
-    for_groups(ty, whole, |i, weights| {
-        let x = load(&groups[i]);
-        for lane in 0..4 {
-            sums[lane] = _mm256_fmadd_ps(weights[lane], x[lane], sums[lane]);
-        }
-    });
-    let [a, b, c, d] = sums;
+    let [a, b, c, d] = fold_groups(
+        ty,
+        whole,
+        [_mm256_setzero_ps(); 4],
+        |mut sums, i, weights| {
+            let x = load(&groups[i]);
+            for lane in 0..4 {
+                sums[lane] = _mm256_fmadd_ps(weights[lane], x[lane], sums[lane]);
+            }
+            sums
+        },
+    );
     let sum = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
     let sum = sum_lanes([
         sum,

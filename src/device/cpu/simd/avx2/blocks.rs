@@ -23,81 +23,77 @@ pub(super) type Group = [__m256; 4];
 /// 32 quants.
 type Quants = [__m256i; 4];
 
-/// Calls `each` with the index of every whole group in `bytes` and its weights.
+/// Folds the whole groups in `bytes` with their indices. The state is passed by value so that it stays
+/// in registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn for_groups(ty: WeightType, bytes: &[u8], mut each: impl FnMut(usize, Group)) {
+pub(super) fn fold_groups<S>(
+    ty: WeightType,
+    bytes: &[u8],
+    state: S,
+    mut each: impl FnMut(S, usize, Group) -> S,
+) -> S {
     match ty {
-        WeightType::F32 => {
-            for (i, group) in blocks::<128>(bytes) {
-                each(i, f32_group(group));
-            }
-        }
-        WeightType::F16 => {
-            for (i, group) in blocks::<64>(bytes) {
-                each(i, f16_group(group));
-            }
-        }
-        WeightType::BF16 => {
-            for (i, group) in blocks::<64>(bytes) {
-                each(i, bf16_group(group));
-            }
-        }
+        WeightType::F32 => fold_blocks(bytes, state, |state, i, block| {
+            each(state, i, f32_group(block))
+        }),
+        WeightType::F16 => fold_blocks(bytes, state, |state, i, block| {
+            each(state, i, f16_group(block))
+        }),
+        WeightType::BF16 => fold_blocks(bytes, state, |state, i, block| {
+            each(state, i, bf16_group(block))
+        }),
         WeightType::Q4_0 => {
-            for (i, block) in blocks::<18>(bytes) {
-                each(i, q4_0(block));
-            }
+            fold_blocks(bytes, state, |state, i, block| each(state, i, q4_0(block)))
         }
         WeightType::Q4_1 => {
-            for (i, block) in blocks::<20>(bytes) {
-                each(i, q4_1(block));
-            }
+            fold_blocks(bytes, state, |state, i, block| each(state, i, q4_1(block)))
         }
         WeightType::Q5_0 => {
-            for (i, block) in blocks::<22>(bytes) {
-                each(i, q5_0(block));
-            }
+            fold_blocks(bytes, state, |state, i, block| each(state, i, q5_0(block)))
         }
         WeightType::Q5_1 => {
-            for (i, block) in blocks::<24>(bytes) {
-                each(i, q5_1(block));
-            }
+            fold_blocks(bytes, state, |state, i, block| each(state, i, q5_1(block)))
         }
         WeightType::Q8_0 => {
-            for (i, block) in blocks::<34>(bytes) {
-                each(i, q8_0(block));
-            }
+            fold_blocks(bytes, state, |state, i, block| each(state, i, q8_0(block)))
         }
-        WeightType::Q4_K => {
-            for (i, block) in blocks::<144>(bytes) {
-                q4_k(block, |group, weights| each(8 * i + group, weights));
-            }
-        }
-        WeightType::Q5_K => {
-            for (i, block) in blocks::<176>(bytes) {
-                q5_k(block, |group, weights| each(8 * i + group, weights));
-            }
-        }
-        WeightType::Q6_K => {
-            for (i, block) in blocks::<210>(bytes) {
-                q6_k(block, |group, weights| each(8 * i + group, weights));
-            }
-        }
+        WeightType::Q4_K => fold_blocks(bytes, state, |state, i, block| {
+            q4_k(block, state, |state, group, weights| {
+                each(state, 8 * i + group, weights)
+            })
+        }),
+        WeightType::Q5_K => fold_blocks(bytes, state, |state, i, block| {
+            q5_k(block, state, |state, group, weights| {
+                each(state, 8 * i + group, weights)
+            })
+        }),
+        WeightType::Q6_K => fold_blocks(bytes, state, |state, i, block| {
+            q6_k(block, state, |state, group, weights| {
+                each(state, 8 * i + group, weights)
+            })
+        }),
     }
 }
 
-/// The blocks of a row with their indices. Each also fetches what lies ahead: rows follow each other,
-/// and the hardware does not look beyond a page.
+/// Folds blocks, and fetches what lies ahead: rows follow each other, and the hardware does not look
+/// beyond a page. Not inlined, so that each weight type has the registers for itself.
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn blocks<const BYTES: usize>(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8; BYTES])> {
-    let fetch = |block: &&[u8; BYTES]| {
+fn fold_blocks<S, const BYTES: usize>(
+    bytes: &[u8],
+    mut state: S,
+    mut each: impl FnMut(S, usize, &[u8; BYTES]) -> S,
+) -> S {
+    let (blocks, _) = bytes.as_chunks::<BYTES>();
+    for (i, block) in blocks.iter().enumerate() {
         for line in (0..BYTES).step_by(LINE_BYTES) {
             let ahead = block.as_ptr().wrapping_add(AHEAD_BYTES + line);
-            // SAFETY: a hint, which may be given for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
         }
-    };
-    bytes.as_chunks().0.iter().inspect(fetch).enumerate()
+        state = each(state, i, block);
+    }
+    state
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -174,7 +170,12 @@ fn widened(bytes: &[u8; 8]) -> __m256i {
 #[inline]
 fn quants(bytes: &[u8; 32]) -> Quants {
     let (eights, _) = bytes.as_chunks::<8>();
-    [widened(&eights[0]), widened(&eights[1]), widened(&eights[2]), widened(&eights[3])]
+    [
+        widened(&eights[0]),
+        widened(&eights[1]),
+        widened(&eights[2]),
+        widened(&eights[3]),
+    ]
 }
 
 /// The low halves of 16 bytes, then their high halves.
@@ -320,20 +321,29 @@ fn eight_times(factor: f32, [low, high]: [u32; 2]) -> [f32; 8] {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn q4_k(block: &[u8; 144], mut each: impl FnMut(usize, Group)) {
+fn q4_k<S>(block: &[u8; 144], mut state: S, mut each: impl FnMut(S, usize, Group) -> S) -> S {
     let (scales, offsets) = k_scales(block);
     let (qs, _) = block[16..].as_chunks::<32>();
     for pair in 0..4 {
         let (low, high) = (2 * pair, 2 * pair + 1);
         let q = quants(&qs[pair]);
-        each(low, scaled_and_moved(and(q, 15), scales[low], offsets[low]));
-        each(high, scaled_and_moved(right::<4>(q), scales[high], offsets[high]));
+        state = each(
+            state,
+            low,
+            scaled_and_moved(and(q, 15), scales[low], offsets[low]),
+        );
+        state = each(
+            state,
+            high,
+            scaled_and_moved(right::<4>(q), scales[high], offsets[high]),
+        );
     }
+    state
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn q5_k(block: &[u8; 176], mut each: impl FnMut(usize, Group)) {
+fn q5_k<S>(block: &[u8; 176], mut state: S, mut each: impl FnMut(S, usize, Group) -> S) -> S {
     let (scales, offsets) = k_scales(block);
     let (parts, _) = block[16..].as_chunks::<32>();
     let (qh, qs) = (&parts[0], &parts[1..]);
@@ -342,16 +352,25 @@ fn q5_k(block: &[u8; 176], mut each: impl FnMut(usize, Group)) {
         let (low, high) = (2 * pair, 2 * pair + 1);
         let q = quants(&qs[pair]);
         let first = or(and(q, 15), and(left::<4>(fifths), 16));
-        each(low, scaled_and_moved(first, scales[low], offsets[low]));
+        state = each(
+            state,
+            low,
+            scaled_and_moved(first, scales[low], offsets[low]),
+        );
         let second = or(right::<4>(q), and(left::<3>(fifths), 16));
-        each(high, scaled_and_moved(second, scales[high], offsets[high]));
+        state = each(
+            state,
+            high,
+            scaled_and_moved(second, scales[high], offsets[high]),
+        );
         fifths = right::<2>(fifths);
     }
+    state
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn q6_k(block: &[u8; 210], mut each: impl FnMut(usize, Group)) {
+fn q6_k<S>(block: &[u8; 210], mut state: S, mut each: impl FnMut(S, usize, Group) -> S) -> S {
     let d = scale_at(block, 208);
     let step = |index: usize| d * f32::from(block[192 + index].cast_signed());
     let group = |group: usize, low: Quants, high: Quants| {
@@ -365,10 +384,15 @@ fn q6_k(block: &[u8; 210], mut each: impl FnMut(usize, Group)) {
         let at = 4 * half;
         let high = quants(&parts[4 + half]);
         let q = quants(&parts[2 * half]);
-        each(at, group(at, and(q, 15), left::<4>(high)));
-        each(at + 2, group(at + 2, right::<4>(q), high));
+        state = each(state, at, group(at, and(q, 15), left::<4>(high)));
+        state = each(state, at + 2, group(at + 2, right::<4>(q), high));
         let q = quants(&parts[2 * half + 1]);
-        each(at + 1, group(at + 1, and(q, 15), left::<2>(high)));
-        each(at + 3, group(at + 3, right::<4>(q), right::<2>(high)));
+        state = each(state, at + 1, group(at + 1, and(q, 15), left::<2>(high)));
+        state = each(
+            state,
+            at + 3,
+            group(at + 3, right::<4>(q), right::<2>(high)),
+        );
     }
+    state
 }
