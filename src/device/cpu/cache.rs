@@ -77,3 +77,32 @@ impl LayerCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_give_back_what_the_type_rounds_to() {
+        let values = [
+            0.0,
+            -0.0,
+            1.0 + 1.0 / 4096.0,
+            1e9,
+            -65520.0,
+            3e-8,
+            -1e-9,
+            65504.0,
+        ];
+        for ty in [KvType::F32, KvType::F16] {
+            let mut cells = Cells::new(ty, 10);
+            cells.store(2, &values);
+            assert_eq!(cells.values(0..2), [0.0, 0.0]);
+            assert_eq!(
+                cells.values(2..10),
+                values.map(|value| ty.round(value)),
+                "{ty:?}"
+            );
+        }
+    }
+}

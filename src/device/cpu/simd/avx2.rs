@@ -248,91 +248,52 @@ fn multiply(
     dst: &mut [&mut [f32]],
     at: usize,
 ) {
-    let weights = |j: usize| &panel[j * n_cols..][..n_cols];
-    let src = |row: usize| &src[row * src_stride..][..n_cols];
-    let n_out = panel.len() / n_cols;
-    let (threes, rest) = dst.as_chunks_mut::<3>();
-    for (i, dst) in threes.iter_mut().enumerate() {
-        let rows = [src(3 * i), src(3 * i + 1), src(3 * i + 2)];
-        outputs(weights, n_out, rows, dst, at);
-    }
-    for (i, dst) in rest.iter_mut().enumerate() {
-        outputs(
-            weights,
-            n_out,
-            [src(3 * threes.len() + i)],
-            std::array::from_mut(dst),
-            at,
-        );
-    }
-}
-
-/// All outputs of a panel for `R` rows.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn outputs<'a, const R: usize>(
-    weights: impl Fn(usize) -> &'a [f32],
-    n_out: usize,
-    rows: [&[f32]; R],
-    dst: &mut [&mut [f32]; R],
-    at: usize,
-) {
-    let whole = n_out / 4 * 4;
-    for j in (0..whole).step_by(4) {
-        let sums = tile(
-            [weights(j), weights(j + 1), weights(j + 2), weights(j + 3)],
-            rows,
-        );
-        for (dst, sums) in dst.iter_mut().zip(sums) {
-            let dst = &mut dst[at + j..][..4];
-            for (dst, sum) in dst.iter_mut().zip(sums) {
-                *dst += sum;
+    let (n_out, n_rows) = (panel.len() / n_cols, dst.len());
+    // What lies beyond the last row or output is computed as the last and dropped.
+    let row = |row: usize| &src[row.min(n_rows - 1) * src_stride..][..n_cols];
+    let weights = |j: usize| &panel[j.min(n_out - 1) * n_cols..][..n_cols];
+    for (tile_row, dst) in dst.chunks_mut(3).enumerate() {
+        let first = 3 * tile_row;
+        let rows = [row(first), row(first + 1), row(first + 2)];
+        for j in (0..n_out).step_by(4) {
+            let sums = tile(rows, [weights(j), weights(j + 1), weights(j + 2), weights(j + 3)]);
+            for (dst, sums) in dst.iter_mut().zip(sums) {
+                let outputs = &mut dst[at..at + n_out][j..];
+                outputs.iter_mut().zip(sums).for_each(|(output, sum)| *output += sum);
             }
         }
     }
-    for j in whole..n_out {
-        for (dst, sums) in dst.iter_mut().zip(tile([weights(j)], rows)) {
-            dst[at + j] += sums[0];
-        }
-    }
 }
 
-/// The dot products of `R` rows with `W` (at most 4) rows of weights. With 4 and 3 the sums, the
-/// weights and an activation take all 16 registers.
+/// The dot product of each of three rows with each of four rows of weights: the sums, the weights and an
+/// activation take all 16 registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile<const W: usize, const R: usize>(weights: [&[f32]; W], rows: [&[f32]; R]) -> [[f32; 4]; R] {
-    let n_cols = weights[0].len();
-    assert!(
-        weights.iter().chain(&rows).all(|row| row.len() == n_cols),
-        "columns"
-    );
+fn tile(rows: [&[f32]; 3], weights: [&[f32]; 4]) -> [[f32; 4]; 3] {
+    let n_cols = rows[0].len();
+    assert!(rows.iter().chain(&weights).all(|row| row.len() == n_cols), "columns");
     let whole = n_cols / 8 * 8;
-    let mut sums = [[_mm256_setzero_ps(); 4]; R];
+    let mut sums = [[_mm256_setzero_ps(); 4]; 3];
     for col in (0..whole).step_by(8) {
-        let mut w = [_mm256_setzero_ps(); W];
-        for j in 0..W {
-            // SAFETY: `col + 8 <= n_cols`, the length of every slice.
-            w[j] = unsafe { _mm256_loadu_ps(weights[j].as_ptr().add(col)) };
-        }
-        for r in 0..R {
-            // SAFETY: as above.
-            let x = unsafe { _mm256_loadu_ps(rows[r].as_ptr().add(col)) };
-            for j in 0..W {
-                sums[r][j] = _mm256_fmadd_ps(w[j], x, sums[r][j]);
+        // SAFETY: `col + 8` is at most `n_cols`, the length of every slice.
+        let eight = |row: &[f32]| unsafe { _mm256_loadu_ps(row.as_ptr().add(col)) };
+        let weights = [eight(weights[0]), eight(weights[1]), eight(weights[2]), eight(weights[3])];
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            let x = eight(row);
+            for (weight, sum) in weights.iter().zip(sums) {
+                *sum = _mm256_fmadd_ps(*weight, x, *sum);
             }
         }
     }
-    let mut out = [[0.0; 4]; R];
-    for r in 0..R {
-        out[r] = sum_lanes(sums[r]);
-        for j in 0..W {
-            for col in whole..n_cols {
-                out[r][j] += weights[j][col] * rows[r][col];
-            }
+    let mut products = [[0.0; 4]; 3];
+    for ((row, sums), products) in rows.iter().zip(sums).zip(&mut products) {
+        *products = sum_lanes(sums);
+        for (weights, product) in weights.iter().zip(products) {
+            let rest = row[whole..].iter().zip(&weights[whole..]);
+            *product += rest.map(|(x, w)| x * w).sum::<f32>();
         }
     }
-    out
+    products
 }
 
 /// The sum of the eight lanes of each vector.

@@ -116,53 +116,40 @@ pub(super) fn multiply(
     dst: &mut [&mut [f32]],
     at: usize,
 ) {
-    let n_out = panel.len() / n_cols;
-    let weights = |j: usize| &panel[j * n_cols..][..n_cols];
-    let n_rows = dst.len();
-    let row = |row: usize| &src[row * src_stride..][..n_cols];
-    for first in (0..n_rows).step_by(2) {
-        if first + 1 < n_rows {
-            for j in (0..n_out).step_by(2) {
-                if j + 1 < n_out {
-                    let sums = tile([weights(j), weights(j + 1)], [row(first), row(first + 1)]);
-                    for (r, sums) in sums.iter().enumerate() {
-                        dst[first + r][at + j] += sums[0];
-                        dst[first + r][at + j + 1] += sums[1];
-                    }
-                } else {
-                    let sums = tile([weights(j)], [row(first), row(first + 1)]);
-                    dst[first][at + j] += sums[0][0];
-                    dst[first + 1][at + j] += sums[1][0];
-                }
-            }
-        } else {
-            for j in 0..n_out {
-                dst[first][at + j] += tile([weights(j)], [row(first)])[0][0];
+    let (n_out, n_rows) = (panel.len() / n_cols, dst.len());
+    // What lies beyond the last row or output is computed as the last and dropped.
+    let row = |row: usize| &src[row.min(n_rows - 1) * src_stride..][..n_cols];
+    let weights = |j: usize| &panel[j.min(n_out - 1) * n_cols..][..n_cols];
+    for (tile_row, dst) in dst.chunks_mut(2).enumerate() {
+        let rows = [row(2 * tile_row), row(2 * tile_row + 1)];
+        for j in (0..n_out).step_by(2) {
+            let sums = tile(rows, [weights(j), weights(j + 1)]);
+            for (dst, sums) in dst.iter_mut().zip(sums) {
+                let outputs = &mut dst[at..at + n_out][j..];
+                outputs.iter_mut().zip(sums).for_each(|(output, sum)| *output += sum);
             }
         }
     }
 }
 
-/// The dot product of each of `R` activation rows with each of `W` weight rows.
-fn tile<const W: usize, const R: usize>(weights: [&[f32]; W], rows: [&[f32]; R]) -> [[f32; W]; R] {
-    let n_cols = rows[0].len();
-    let weights = weights.map(|weights| weights[..n_cols].as_chunks::<LANES>());
-    let rows = rows.map(|row| row[..n_cols].as_chunks::<LANES>());
-    let mut sums = [[[0.0; LANES]; W]; R];
-    for i in 0..n_cols / LANES {
-        for r in 0..R {
-            for w in 0..W {
-                for lane in 0..LANES {
-                    let sum = &mut sums[r][w][lane];
-                    *sum = multiply_add(rows[r].0[i][lane], weights[w].0[i][lane], *sum);
-                }
-            }
+/// The dot product of each of two rows with each of two rows of weights.
+fn tile(rows: [&[f32]; 2], weights: [&[f32]; 2]) -> [[f32; 2]; 2] {
+    let [(x0, x0_rest), (x1, x1_rest)] = rows.map(|row| row.as_chunks::<LANES>());
+    let [(w0, w0_rest), (w1, w1_rest)] = weights.map(|row| row.as_chunks::<LANES>());
+    let mut sums = [[[0.0; LANES]; 2]; 2];
+    for (((x0, x1), w0), w1) in x0.iter().zip(x1).zip(w0).zip(w1) {
+        for lane in 0..LANES {
+            sums[0][0][lane] = multiply_add(x0[lane], w0[lane], sums[0][0][lane]);
+            sums[0][1][lane] = multiply_add(x0[lane], w1[lane], sums[0][1][lane]);
+            sums[1][0][lane] = multiply_add(x1[lane], w0[lane], sums[1][0][lane]);
+            sums[1][1][lane] = multiply_add(x1[lane], w1[lane], sums[1][1][lane]);
         }
     }
-    let rest = |r: usize, w: usize| -> f32 {
-        rows[r].1.iter().zip(weights[w].1).map(|(x, w)| x * w).sum()
-    };
-    std::array::from_fn(|r| std::array::from_fn(|w| sum(sums[r][w]) + rest(r, w)))
+    let rest = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
+    [
+        [sum(sums[0][0]) + rest(x0_rest, w0_rest), sum(sums[0][1]) + rest(x0_rest, w1_rest)],
+        [sum(sums[1][0]) + rest(x1_rest, w0_rest), sum(sums[1][1]) + rest(x1_rest, w1_rest)],
+    ]
 }
 
 /// `a * b + c`, rounded once where that is a single instruction.

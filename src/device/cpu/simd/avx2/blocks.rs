@@ -77,9 +77,9 @@ pub(super) fn fold_groups<S>(
 }
 
 /// Folds blocks, and fetches what lies ahead: rows follow each other, and the hardware does not look
-/// beyond a page. Not inlined, so that each weight type has the registers for itself.
+/// beyond a page. Not inlined: together, the loops of all types leave too few registers to each other.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(never)]
 fn fold_blocks<S, const BYTES: usize>(
     bytes: &[u8],
     mut state: S,
@@ -324,9 +324,9 @@ fn eight_times(factor: f32, [low, high]: [u32; 2]) -> [f32; 8] {
 fn q4_k<S>(block: &[u8; 144], mut state: S, mut each: impl FnMut(S, usize, Group) -> S) -> S {
     let (scales, offsets) = k_scales(block);
     let (qs, _) = block[16..].as_chunks::<32>();
-    for pair in 0..4 {
+    for (pair, q) in qs.iter().enumerate() {
         let (low, high) = (2 * pair, 2 * pair + 1);
-        let q = quants(&qs[pair]);
+        let q = quants(q);
         state = each(
             state,
             low,
@@ -348,9 +348,9 @@ fn q5_k<S>(block: &[u8; 176], mut state: S, mut each: impl FnMut(S, usize, Group
     let (parts, _) = block[16..].as_chunks::<32>();
     let (qh, qs) = (&parts[0], &parts[1..]);
     let mut fifths = quants(qh);
-    for pair in 0..4 {
+    for (pair, q) in qs.iter().enumerate() {
         let (low, high) = (2 * pair, 2 * pair + 1);
-        let q = quants(&qs[pair]);
+        let q = quants(q);
         let first = or(and(q, 15), and(left::<4>(fifths), 16));
         state = each(
             state,
