@@ -256,10 +256,16 @@ fn multiply(
         let first = 3 * tile_row;
         let rows = [row(first), row(first + 1), row(first + 2)];
         for j in (0..n_out).step_by(4) {
-            let sums = tile(rows, [weights(j), weights(j + 1), weights(j + 2), weights(j + 3)]);
+            let sums = tile(
+                rows,
+                [weights(j), weights(j + 1), weights(j + 2), weights(j + 3)],
+            );
             for (dst, sums) in dst.iter_mut().zip(sums) {
                 let outputs = &mut dst[at..at + n_out][j..];
-                outputs.iter_mut().zip(sums).for_each(|(output, sum)| *output += sum);
+                outputs
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(output, sum)| *output += sum);
             }
         }
     }
@@ -271,13 +277,21 @@ fn multiply(
 #[inline]
 fn tile(rows: [&[f32]; 3], weights: [&[f32]; 4]) -> [[f32; 4]; 3] {
     let n_cols = rows[0].len();
-    assert!(rows.iter().chain(&weights).all(|row| row.len() == n_cols), "columns");
+    assert!(
+        rows.iter().chain(&weights).all(|row| row.len() == n_cols),
+        "columns"
+    );
     let whole = n_cols / 8 * 8;
     let mut sums = [[_mm256_setzero_ps(); 4]; 3];
     for col in (0..whole).step_by(8) {
         // SAFETY: `col + 8` is at most `n_cols`, the length of every slice.
         let eight = |row: &[f32]| unsafe { _mm256_loadu_ps(row.as_ptr().add(col)) };
-        let weights = [eight(weights[0]), eight(weights[1]), eight(weights[2]), eight(weights[3])];
+        let weights = [
+            eight(weights[0]),
+            eight(weights[1]),
+            eight(weights[2]),
+            eight(weights[3]),
+        ];
         for (row, sums) in rows.iter().zip(&mut sums) {
             let x = eight(row);
             for (weight, sum) in weights.iter().zip(sums) {

@@ -126,7 +126,10 @@ pub(super) fn multiply(
             let sums = tile(rows, [weights(j), weights(j + 1)]);
             for (dst, sums) in dst.iter_mut().zip(sums) {
                 let outputs = &mut dst[at..at + n_out][j..];
-                outputs.iter_mut().zip(sums).for_each(|(output, sum)| *output += sum);
+                outputs
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(output, sum)| *output += sum);
             }
         }
     }
@@ -147,8 +150,14 @@ fn tile(rows: [&[f32]; 2], weights: [&[f32]; 2]) -> [[f32; 2]; 2] {
     }
     let rest = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
     [
-        [sum(sums[0][0]) + rest(x0_rest, w0_rest), sum(sums[0][1]) + rest(x0_rest, w1_rest)],
-        [sum(sums[1][0]) + rest(x1_rest, w0_rest), sum(sums[1][1]) + rest(x1_rest, w1_rest)],
+        [
+            sum(sums[0][0]) + rest(x0_rest, w0_rest),
+            sum(sums[0][1]) + rest(x0_rest, w1_rest),
+        ],
+        [
+            sum(sums[1][0]) + rest(x1_rest, w0_rest),
+            sum(sums[1][1]) + rest(x1_rest, w1_rest),
+        ],
     ]
 }
 
