@@ -4,7 +4,7 @@ use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{Backend, Device, DeviceInfo, Executor};
+use crate::device::{Activations, Backend, Device, DeviceInfo, Executor};
 use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -211,6 +211,7 @@ pub struct EngineBuilder {
     gpu_features: GpuFeatures,
     context_length: Option<usize>,
     weights: WeightStorage,
+    activations: Activations,
     kv: KvType,
     threads: Option<usize>,
     progress: Box<dyn FnMut(Progress) + Send>,
@@ -224,6 +225,7 @@ impl EngineBuilder {
             gpu_features: GpuFeatures::default(),
             context_length: None,
             weights: WeightStorage::default(),
+            activations: Activations::default(),
             kv: KvType::default(),
             threads: None,
             progress: Box::new(|_| ()),
@@ -251,6 +253,12 @@ impl EngineBuilder {
     /// The type in which the device holds matrices; as in the file without this.
     pub fn weights(mut self, storage: WeightStorage) -> Self {
         self.weights = storage;
+        self
+    }
+
+    /// The precision of products with weights; the device's choice without this.
+    pub fn activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
         self
     }
 
@@ -332,7 +340,9 @@ impl EngineBuilder {
             ty: self.kv,
         };
         let max_rows = backend.preferred_rows().min(capacity).max(1);
-        let plan = Arc::new(decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?);
+        let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+        let int8_rows = backend.int8_rows(self.activations);
+        let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
         let (kv, executor) = fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
         log::info!(
             "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",

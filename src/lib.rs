@@ -46,7 +46,7 @@ pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
-pub use device::{Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use device::{Activations, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};

@@ -118,6 +118,7 @@ fn check_all(device: &Device, features: GpuFeatures) {
         for kv in [KvType::F32, KvType::F16] {
             let engine = Engine::builder(folder.join(format!("{name}.gguf")))
                 .device(device.clone())
+                .activations(trueshot::Activations::F32)
                 .gpu_features(features)
                 .kv(kv)
                 .context_length(256)

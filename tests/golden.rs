@@ -8,7 +8,7 @@ mod support;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use support::{centred_relative_error, eval_in_chunks, read_f32, shared};
-use trueshot::{Device, Engine, KvType, WeightStorage};
+use trueshot::{Activations, Device, Engine, KvType, WeightStorage};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -79,11 +79,13 @@ impl Model {
         Some(json["prompts"][prompt]["text"].as_str().unwrap().to_owned())
     }
 
+    /// An engine of 32-bit activations.
     fn engine(self, device: Device, kv: KvType, weights: WeightStorage) -> Engine {
         let builder = Engine::builder(self.path())
             .device(device)
             .kv(kv)
-            .weights(weights);
+            .weights(weights)
+            .activations(Activations::F32);
         builder.context_length(1280).build().unwrap()
     }
 }
@@ -237,23 +239,36 @@ fn check_trace(model: Model, engine: &Engine) {
     println!("{} tensors of the trace agree", golden.trace.len());
 }
 
-/// Mean negative log-likelihood of the evaluation text's first 1024 tokens.
-fn check_nll(model: Model, engine: &Engine, bounds: &Bounds) {
-    let Some(path) = shared("golden/eval.txt") else {
-        return;
-    };
-    let text = std::fs::read_to_string(path).unwrap();
+/// The first 1024 tokens of the evaluation text.
+fn eval_tokens(engine: &Engine) -> Option<Vec<u32>> {
+    let text = std::fs::read_to_string(shared("golden/eval.txt")?).unwrap();
     let mut tokens = engine.tokenizer().encode(&text, true, false).unwrap();
     tokens.truncate(1024);
+    Some(tokens)
+}
+
+/// Negative log-likelihood of a token under a row of logits.
+fn nll(row: &[f32], token: u32) -> f64 {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&logit| f64::from(logit - most).exp()).sum();
+    sum.ln() - f64::from(row[token as usize] - most)
+}
+
+/// Mean negative log-likelihood of the evaluation text.
+fn check_nll(model: Model, engine: &Engine, bounds: &Bounds) {
+    let Some(tokens) = eval_tokens(engine) else {
+        return;
+    };
     let logits = engine.session().unwrap().eval_all(&tokens).unwrap();
     let rows = logits.chunks_exact(engine.spec().vocab_size);
-    let nll = |(row, &next): (&[f32], &u32)| {
-        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|&logit| f64::from(logit - most).exp()).sum();
-        sum.ln() - f64::from(row[next as usize] - most)
-    };
-    let total: f64 = rows.zip(&tokens[1..]).map(nll).sum();
-    let mean = total / (tokens.len() - 1) as f64;
+    let total: f64 = rows
+        .zip(&tokens[1..])
+        .map(|(row, &next)| nll(row, next))
+        .sum();
+    check_mean_nll(model, total / (tokens.len() - 1) as f64, bounds);
+}
+
+fn check_mean_nll(model: Model, mean: f64, bounds: &Bounds) {
     let golden = model.golden().mean_nll;
     println!(
         "mean NLL {mean:.6}, reference {golden:.6}, difference {:.1e}",
@@ -384,6 +399,78 @@ fn golden_prefill_gives_the_same_logits_in_chunks_of_any_size() {
             assert!(error <= BOUND, "{device}, chunks of {size}: {error:e}");
         }
     }
+}
+
+const INT8_BOUNDS: Bounds = Bounds {
+    logits: 0.065,
+    margin: 1.0,
+    nll: 0.01,
+};
+
+/// The class int8: activations rounded to 8 bits where few rows meet quantised weights, so every token
+/// runs by itself. On a software GPU the short prompts alone.
+fn check_int8(model: Model, device: Device) {
+    let is_slow = !support::gpu_is_real();
+    let engine = Engine::builder(model.path())
+        .device(device)
+        .kv(KvType::F32)
+        .activations(Activations::Int8)
+        .context_length(1280)
+        .build()
+        .unwrap();
+    let vocab_size = engine.spec().vocab_size;
+    let mut session = engine.session().unwrap();
+    let all = model.logits();
+    for (index, prompt) in model.golden().prompts.iter().enumerate() {
+        if is_slow && prompt.tokens.len() > 20 {
+            continue;
+        }
+        session.rewind(0).unwrap();
+        let mut logits = Vec::new();
+        for token in &prompt.tokens {
+            logits = session.eval(&[*token]).unwrap().to_vec();
+        }
+        let Some(all) = &all else { continue };
+        let expected = &all[index * vocab_size..][..vocab_size];
+        let error = centred_relative_error(&logits, expected);
+        println!(
+            "prompt {index} ({} tokens): {error:.2e}",
+            prompt.tokens.len()
+        );
+        assert!(
+            error <= INT8_BOUNDS.logits,
+            "prompt {index}: relative error {error:e}"
+        );
+    }
+    check_greedy(model, &engine, &INT8_BOUNDS);
+    if !is_slow {
+        check_nll_one_by_one(model, &engine);
+    }
+}
+
+/// Mean negative log-likelihood with every token run by itself.
+fn check_nll_one_by_one(model: Model, engine: &Engine) {
+    let Some(tokens) = eval_tokens(engine) else {
+        return;
+    };
+    let mut session = engine.session().unwrap();
+    let mut total = 0.0;
+    for pair in tokens.windows(2) {
+        total += nll(session.eval(&pair[..1]).unwrap(), pair[1]);
+    }
+    check_mean_nll(model, total / (tokens.len() - 1) as f64, &INT8_BOUNDS);
+}
+
+#[test]
+fn golden_smollm2_with_int8_activations_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_int8(Model::SmolLm2, device);
+}
+
+#[test]
+fn golden_gemma3_with_int8_activations_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_int8(Model::Gemma3, device);
 }
 
 /// Weights decoded at load give what the native kernels give: quantisation ruled in or out.

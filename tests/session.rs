@@ -17,6 +17,7 @@ fn engine(device: Device) -> Engine {
     let gguf = tiny::gguf(WeightType::Q8_0, Some(TEMPLATE));
     Engine::builder_from(gguf)
         .device(device)
+        .activations(trueshot::Activations::F32)
         .kv(KvType::F32)
         .build()
         .unwrap()

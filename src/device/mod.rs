@@ -79,6 +79,19 @@ impl fmt::Display for Device {
     }
 }
 
+/// The precision of activations in products with weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// The fastest that the device is good at.
+    #[default]
+    Auto,
+    /// 32-bit floats everywhere.
+    F32,
+    /// 8-bit integers with a scale for each 32 elements, where few rows meet quantised weights on a
+    /// GPU; 32-bit floats elsewhere.
+    Int8,
+}
+
 /// What kind of hardware a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -140,6 +153,10 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Bytes that a cache may take beside the weights; `None` where the device does not say.
     fn cache_budget_bytes(&self) -> Option<u64>;
+
+    /// Batches of at most this many rows round activations to int8 in products with quantised
+    /// weights; 0 for none.
+    fn int8_rows(&self, activations: Activations) -> usize;
 
     /// Makes room for one session: scratch buffers and a zeroed cache.
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>>;

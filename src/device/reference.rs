@@ -1,11 +1,12 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
-use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
+use super::{Activations, Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::Weights;
 use crate::plan::{Batch, BufferId, Op, Plan};
+use std::borrow::Cow;
 use std::mem;
 use std::sync::Arc;
 
@@ -41,6 +42,10 @@ impl Backend for ReferenceBackend {
         let weights = self.weights.stored_bytes();
         // The caches here are f32 whatever their type, which is at least half as wide.
         super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
+    }
+
+    fn int8_rows(&self, _activations: Activations) -> usize {
+        0
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
@@ -152,14 +157,19 @@ impl ReferenceExecutor {
                 kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
             }
             Op::MatMul {
-                src, weight, bias, ..
+                src,
+                weight,
+                bias,
+                int8_rows,
+                ..
             } => {
                 let bias = bias.map(|bias| self.weights.vector(bias));
                 let row = |index: usize, row: &mut [f32]| {
                     self.weights.decode_rows(weight, index..index + 1, row);
                 };
                 let n_cols = self.weights.get(weight).n_cols;
-                kernels::matmul::twin(&row, n_cols, buffer(src), bias.as_deref(), out);
+                let src = rounded(buffer(src), n_cols, int8_rows);
+                kernels::matmul::twin(&row, n_cols, &src, bias.as_deref(), out);
             }
             Op::Rope {
                 src,
@@ -203,6 +213,16 @@ impl ReferenceExecutor {
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
     }
+}
+
+/// The activations of a product: rounded to int8 where there are at most `int8_rows` rows.
+pub(super) fn rounded(src: &[f32], width: usize, int8_rows: usize) -> Cow<'_, [f32]> {
+    if src.len() > int8_rows * width {
+        return Cow::Borrowed(src);
+    }
+    let mut values = vec![0.0; src.len()];
+    kernels::quantize::twin(src, width, &mut values);
+    Cow::Owned(values)
 }
 
 impl Executor for ReferenceExecutor {

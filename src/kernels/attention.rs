@@ -61,9 +61,9 @@ pub(crate) const KERNEL: Kernel = Kernel {
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
-        weight: false,
         kv: true,
         reduce: true,
+        ..Uses::NOTHING
     },
 };
 

@@ -29,8 +29,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
-        kv: false,
-        reduce: false,
+        ..Uses::NOTHING
     },
 };
 

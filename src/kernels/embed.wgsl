@@ -15,7 +15,7 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;              // [n_rows]
-@group(0) @binding(3) var<storage, read> weights: array<u32>;             // [matrix.n_rows, n_cols], repacked
+@group(0) @binding(3) var<storage, read> weights: array<vec4<u32>>;       // [matrix.n_rows, n_cols], repacked
 @group(0) @binding(4) var<storage, read_write> dst: array<vec4<f32>>;     // [n_rows, dst_stride] f32
 
 @compute @workgroup_size(64)

@@ -5,7 +5,7 @@ use super::{Access, Kernel, Uses, grid as grid_of};
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-/// Parameters of this kernel and of [`super::matvec`].
+/// Parameters of this kernel, of [`super::matvec`] and of [`super::matvec_int8`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub(crate) struct Params {
@@ -19,6 +19,11 @@ pub(crate) struct Params {
     pub(crate) extent: u32,
     /// Whether `bias` is added; where it is not, any buffer may be bound for it.
     pub(crate) has_bias: u32,
+    /// Whether `residual` is added, and what it is added to written to `product`; both are shaped like
+    /// `dst`. Where it is not, any buffer but that of `dst` may be bound for the residual, and `dst`
+    /// itself for the product.
+    pub(crate) has_residual: u32,
+    pub(crate) padding: [u32; 3],
 }
 
 /// Outputs and rows of a tile.
@@ -32,13 +37,14 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("weights", Access::Read),
         ("src", Access::Read),
         ("bias", Access::Read),
+        ("residual", Access::Read),
+        ("product", Access::ReadWrite),
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
-        kv: false,
-        reduce: false,
+        ..Uses::NOTHING
     },
 };
 

@@ -1,9 +1,9 @@
-// matmul: dst[row, first_row + j] = sum_i src[row, i] * weights[j, i] (+ bias[first_row + j]), for many rows
+// matmul: dst[row, first_row + j] = sum_i src[row, i] * weights[j, i] (+ bias[first_row + j]) (+ residual[row, first_row + j]), for many rows
 // twin: matmul::twin
-// shapes: src [n_rows, n_cols], weights [n_out, n_cols], dst [n_rows, n_out]; n_rows is n_outputs where p.extent says so
+// shapes: src [n_rows, n_cols], weights [n_out, n_cols], residual, dst [n_rows, n_out]; n_rows is n_outputs where p.extent says so
 // grid: one workgroup for 64 rows of the weights (x, y) by 64 rows of src (z)
 // needs: 16384 bytes of workgroup memory
-// numerics: |error| <= 4 eps (sum |w x| + |bias|), eps = 2^-23; measured 1.1 eps over 1 to 2304 columns
+// numerics: |error| <= 4 eps (sum |w x| + |bias| + |residual|), eps = 2^-23; measured 1.1 eps over 1 to 2304 columns
 // source: the definition
 
 const TILE = 64u;
@@ -14,13 +14,16 @@ struct Params {
     dst_stride: u32,
     extent: u32,     // 0: batch.n_rows rows, 1: batch.n_outputs rows
     has_bias: u32,
+    has_residual: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> weights: array<u32>;       // [matrix.n_rows, n_cols], repacked
+@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>; // [matrix.n_rows, n_cols], repacked
 @group(0) @binding(3) var<storage, read> src: array<vec4<f32>>;     // [n_rows, src_stride] f32
 @group(0) @binding(4) var<storage, read> bias: array<f32>;          // [n_out], read where has_bias
-@group(0) @binding(5) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
+@group(0) @binding(5) var<storage, read> residual: array<f32>;      // [n_rows, dst_stride], read where has_residual
+@group(0) @binding(6) var<storage, read_write> product: array<f32>; // [n_rows, dst_stride], dst without the residual, written where has_residual
+@group(0) @binding(7) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
 
 // One unit of 64 rows each, [64, 8] vectors.
 var<workgroup> weight_tile: array<vec4<f32>, 512>;
@@ -100,12 +103,30 @@ fn store(row: u32, n_rows: u32, j: u32, sums: vec4<f32>) {
     for (var i = 0u; i < 4u; i++) {
         let output = j + 16u * i;
         if output < p.matrix.n_rows {
-            let column = p.matrix.first_row + output;
-            var value = sums[i];
-            if p.has_bias == 1u {
-                value += bias[column];
-            }
-            dst[row * p.dst_stride + column] = value;
+            write(row, output, sums[i], added(row, output));
         }
     }
+}
+
+// What is added to an output of a row: bias and residual.
+fn added(row: u32, output: u32) -> vec2<f32> {
+    let column = p.matrix.first_row + output;
+    var value = vec2<f32>(0.0);
+    if p.has_bias == 1u {
+        value.x = bias[column];
+    }
+    if p.has_residual == 1u {
+        value.y = residual[row * p.dst_stride + column];
+    }
+    return value;
+}
+
+// The residual is added to what is rounded already, as a step of its own would.
+fn write(row: u32, output: u32, sum: f32, addend: vec2<f32>) {
+    let at = row * p.dst_stride + p.matrix.first_row + output;
+    let value = sum + addend.x;
+    if p.has_residual == 1u {
+        product[at] = value;
+    }
+    dst[at] = value + addend.y;
 }

@@ -11,22 +11,21 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("weights", Access::Read),
         ("src", Access::Read),
         ("bias", Access::Read),
+        ("residual", Access::Read),
+        ("product", Access::ReadWrite),
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
-        kv: false,
-        reduce: false,
+        ..Uses::NOTHING
     },
 };
 
 /// The grid for `n_rows` rows of `src`.
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
-    let n_outputs = if params.matrix.units_per_row >= 64 {
-        4
-    } else {
-        16
-    };
-    grid_of(params.matrix.n_rows.div_ceil(n_outputs) as usize, n_rows)
+    /// Rows of the weights that a workgroup multiplies, times the size of a team.
+    const ROWS: u32 = 128 * 4;
+    let rows = ROWS / params.matrix.team_size;
+    grid_of(params.matrix.n_rows.div_ceil(rows) as usize, n_rows)
 }

@@ -10,6 +10,8 @@ pub(crate) mod embed;
 pub(crate) mod gated_activation;
 pub(crate) mod matmul;
 pub(crate) mod matvec;
+pub(crate) mod matvec_int8;
+pub(crate) mod quantize;
 pub(crate) mod repack;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
@@ -71,10 +73,21 @@ pub(crate) struct Kernel {
 pub(crate) struct Uses {
     /// The decoding of a weight type (`blocks/TYPE.wgsl`).
     pub(crate) weight: bool,
+    /// Of the weight types only those that are quantised, as integers.
+    pub(crate) integers: bool,
     /// Loads and stores of the cache (`common/kv_TYPE.wgsl`).
     pub(crate) kv: bool,
     /// Sums over a workgroup (`common/reduce_*.wgsl`).
     pub(crate) reduce: bool,
+}
+
+impl Uses {
+    pub(crate) const NOTHING: Uses = Uses {
+        weight: false,
+        integers: false,
+        kv: false,
+        reduce: false,
+    };
 }
 
 /// What a kernel is compiled for.
@@ -90,13 +103,15 @@ pub(crate) struct Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 10] = [
+pub(crate) const ALL: [&Kernel; 12] = [
     &add::KERNEL,
     &attention::KERNEL,
     &embed::KERNEL,
     &gated_activation::KERNEL,
     &matmul::KERNEL,
     &matvec::KERNEL,
+    &matvec_int8::KERNEL,
+    &quantize::KERNEL,
     &rms_norm::KERNEL,
     &rope::KERNEL,
     &select_outputs::KERNEL,
@@ -110,6 +125,9 @@ impl Kernel {
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");
             source += repack::decoder(variant.weight);
+            if variant.weight.block_len() > 1 {
+                source += include_str!("common/decode8.wgsl");
+            }
         }
         if self.uses.kv {
             source += match variant.kv {

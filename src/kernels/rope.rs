@@ -45,11 +45,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
-    uses: Uses {
-        weight: false,
-        kv: false,
-        reduce: false,
-    },
+    uses: Uses::NOTHING,
 };
 
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {

@@ -27,11 +27,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     wgsl: include_str!("select_outputs.wgsl"),
     bindings: &[("src", Access::Read), ("dst", Access::ReadWrite)],
     params_bytes: size_of::<Params>(),
-    uses: Uses {
-        weight: false,
-        kv: false,
-        reduce: false,
-    },
+    uses: Uses::NOTHING,
 };
 
 pub(crate) fn grid(params: &Params, n_outputs: usize) -> [u32; 3] {

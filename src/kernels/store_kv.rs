@@ -35,9 +35,8 @@ pub(crate) const KERNEL: Kernel = Kernel {
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
-        weight: false,
         kv: true,
-        reduce: false,
+        ..Uses::NOTHING
     },
 };
 

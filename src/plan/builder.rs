@@ -116,6 +116,7 @@ impl<'a> PlanBuilder<'a> {
                 weight,
                 bias,
                 dst,
+                int8_rows: 0,
             },
         );
         dst

@@ -88,6 +88,7 @@ fn mismatch(
             weight,
             bias,
             dst,
+            ..
         } => unequal("input", width(src), columns(weight))
             .or_else(|| unequal("output", width(dst), weights.get(weight).n_rows))
             .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), width(dst))))

@@ -10,7 +10,7 @@ mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder};
 
-use crate::model::WeightId;
+use crate::model::{WeightId, Weights};
 
 /// A buffer of a [`Plan`], by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,7 +108,8 @@ pub enum Op {
         /// As `src`.
         dst: BufferId,
     },
-    /// `dst[row, j] = sum_i src[row, i] * weight[j, i] (+ bias[j])`.
+    /// `dst[row, j] = sum_i src[row, i] * weight[j, i] (+ bias[j])`, on activations that batches of
+    /// few rows round to int8.
     MatMul {
         /// `[n_rows, n_cols]`.
         src: BufferId,
@@ -116,6 +117,9 @@ pub enum Op {
         weight: WeightId,
         /// `[n_out]`.
         bias: Option<WeightId>,
+        /// Batches of at most this many rows round `src` to int8 with a scale for each 32 elements
+        /// (`kernels/quantize.rs`); 0 for none.
+        int8_rows: usize,
         /// `[n_rows, n_out]`.
         dst: BufferId,
     },
@@ -243,6 +247,21 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan with the inputs of every product with quantised weights rounded to int8 in batches of
+    /// at most `max_rows` rows.
+    pub(crate) fn with_int8_activations(mut self, weights: &Weights, max_rows: usize) -> Plan {
+        for step in &mut self.steps {
+            if let Op::MatMul {
+                weight, int8_rows, ..
+            } = &mut step.op
+                && weights.get(*weight).ty.block_len() > 1
+            {
+                *int8_rows = max_rows;
+            }
+        }
+        self
+    }
+
     /// The buffer of an id of this plan.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0]

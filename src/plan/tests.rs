@@ -176,6 +176,7 @@ fn matmul_is_refused_in_other_widths_and_rows() {
             src: case.written_by("blk.0.attn_norm"),
             weight: case.weight(weight),
             bias: bias.map(|bias| case.weight(bias)),
+            int8_rows: 0,
             dst: case.new_buffer(32, extent),
         }
     };

@@ -4,6 +4,7 @@ use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
 use super::{elementwise, matmul};
+use crate::device::reference::rounded;
 use crate::device::{Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
@@ -93,10 +94,15 @@ impl CpuExecutor {
                 elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
             }
             Op::MatMul {
-                src, weight, bias, ..
+                src,
+                weight,
+                bias,
+                int8_rows,
+                ..
             } => {
                 let bias = bias.map(|bias| weights.vector(bias));
-                matmul::matmul(simd, weights, weight, bias, buffer(src), out);
+                let src = rounded(buffer(src), self.plan.buffer(src).width, int8_rows);
+                matmul::matmul(simd, weights, weight, bias, &src, out);
             }
             Op::Rope {
                 src,

@@ -23,6 +23,29 @@ pub(super) struct GpuExecutor {
     steps: Vec<Vec<Dispatch>>,
     /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
     staging: wgpu::Buffer,
+    /// The commands of the next token, recorded ahead.
+    next_token: Option<Vec<wgpu::CommandBuffer>>,
+}
+
+/// The rows of a batch, which are all that its commands depend on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Rows {
+    n_rows: usize,
+    n_outputs: usize,
+}
+
+impl Rows {
+    const NEXT_TOKEN: Rows = Rows {
+        n_rows: 1,
+        n_outputs: 1,
+    };
+
+    fn of(batch: &Batch<'_>) -> Rows {
+        Rows {
+            n_rows: batch.n_rows(),
+            n_outputs: batch.n_outputs(),
+        }
+    }
 }
 
 impl GpuExecutor {
@@ -41,6 +64,7 @@ impl GpuExecutor {
             buffers,
             steps,
             staging,
+            next_token: None,
         })
     }
 
@@ -62,17 +86,17 @@ impl GpuExecutor {
     }
 
     /// Records the dispatches of some steps that a batch needs, in one pass.
-    fn record(
+    fn record_steps(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         steps: &[Vec<Dispatch>],
-        batch: &Batch<'_>,
+        rows: Rows,
     ) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in steps.iter().flatten() {
             let n_rows = match dispatch.extent {
-                Extent::Tokens => batch.n_rows(),
-                Extent::Outputs => batch.n_outputs(),
+                Extent::Tokens => rows.n_rows,
+                Extent::Outputs => rows.n_outputs,
             };
             if n_rows == 0 || !dispatch.rows.covers(n_rows) {
                 continue;
@@ -84,35 +108,49 @@ impl GpuExecutor {
         }
     }
 
-    fn run_all(&self, batch: &Batch<'_>) -> Result<()> {
-        let context = &self.shared.context;
-        let products = batch.n_rows() as u64 * self.shared.weights.n_elements();
+    /// Records a batch, each submission of it.
+    fn record(&self, rows: Rows) -> Vec<wgpu::CommandBuffer> {
+        let products = rows.n_rows as u64 * self.shared.weights.n_elements();
         let n_submissions = products.div_ceil(SUBMISSION_PRODUCTS) as usize;
         let a_submission = self.steps.len().div_ceil(n_submissions.max(1)).max(1);
-        context.scoped("run of a batch", || {
-            let mut groups = self.steps.chunks(a_submission).peekable();
-            while let Some(steps) = groups.next() {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                self.record(&mut encoder, steps, batch);
-                if groups.peek().is_none() {
-                    self.copy_logits(&mut encoder, batch);
-                }
-                context.queue.submit([encoder.finish()]);
+        let mut groups = self.steps.chunks(a_submission).peekable();
+        let mut commands = Vec::with_capacity(n_submissions);
+        while let Some(steps) = groups.next() {
+            let device = &self.shared.context.device;
+            let mut encoder = device.create_command_encoder(&Default::default());
+            self.record_steps(&mut encoder, steps, rows);
+            if groups.peek().is_none() {
+                self.copy_logits(&mut encoder, rows);
             }
+            commands.push(encoder.finish());
+        }
+        commands
+    }
+
+    fn submit(&mut self, rows: Rows) -> Result<()> {
+        let shared = self.shared.clone();
+        let next_token = self.next_token.take().filter(|_| rows == Rows::NEXT_TOKEN);
+        shared.context.scoped("run of a batch", || {
+            let commands = next_token.unwrap_or_else(|| self.record(rows));
+            for command in commands {
+                shared.context.queue.submit([command]);
+            }
+            // While the GPU is busy: the commands depend on nothing that the token decides.
+            self.next_token = Some(self.record(Rows::NEXT_TOKEN));
         })
     }
 
-    fn copy_logits(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch<'_>) {
-        let bytes = self.logits_bytes(batch);
+    fn copy_logits(&self, encoder: &mut wgpu::CommandEncoder, rows: Rows) {
+        let bytes = self.logits_bytes(rows);
         if bytes > 0 {
             let logits = &self.buffers.activations[self.plan.logits.0];
             encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
         }
     }
 
-    fn logits_bytes(&self, batch: &Batch<'_>) -> u64 {
+    fn logits_bytes(&self, rows: Rows) -> u64 {
         let stride = row_stride(self.plan.buffer(self.plan.logits).width);
-        (batch.n_outputs() * stride * 4) as u64
+        (rows.n_outputs * stride * 4) as u64
     }
 
     /// Waits for the batch and reads its logits from the staging buffer.
@@ -122,7 +160,7 @@ impl GpuExecutor {
             return self.shared.context.check();
         }
         let context = &self.shared.context;
-        let bytes = self.logits_bytes(batch);
+        let bytes = self.logits_bytes(Rows::of(batch));
         let view = context.map_staging("read of the logits", &self.staging, bytes)?;
         let width = self.plan.buffer(self.plan.logits).width;
         for row in view.chunks_exact(row_stride(width) * 4) {
@@ -139,7 +177,11 @@ impl GpuExecutor {
         for (index, (step, dispatches)) in self.plan.steps.iter().zip(&self.steps).enumerate() {
             context.scoped(&step.name, || {
                 let mut encoder = context.device.create_command_encoder(&Default::default());
-                self.record(&mut encoder, std::slice::from_ref(dispatches), batch);
+                self.record_steps(
+                    &mut encoder,
+                    std::slice::from_ref(dispatches),
+                    Rows::of(batch),
+                );
                 context.queue.submit([encoder.finish()]);
             })?;
             let (values, width) = self.written(step, batch)?;
@@ -152,7 +194,7 @@ impl GpuExecutor {
         }
         context.scoped("copy of the logits", || {
             let mut encoder = context.device.create_command_encoder(&Default::default());
-            self.copy_logits(&mut encoder, batch);
+            self.copy_logits(&mut encoder, Rows::of(batch));
             context.queue.submit([encoder.finish()]);
         })
     }
@@ -213,7 +255,7 @@ impl Executor for GpuExecutor {
     ) -> Result<()> {
         self.write_batch(batch)?;
         match observer {
-            None => self.run_all(batch)?,
+            None => self.submit(Rows::of(batch))?,
             Some(observer) => self.run_observed(batch, observer)?,
         }
         self.read_logits(batch, logits)

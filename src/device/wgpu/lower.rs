@@ -3,7 +3,7 @@
 use super::Shared;
 use super::context::Context;
 use super::pipelines::Pipeline;
-use super::select::{Choice, Rows};
+use super::select::{Choice, FEW_ROWS, Rows};
 use super::weights::WeightShard;
 use crate::error::Result;
 use crate::gguf::WeightType;
@@ -11,6 +11,7 @@ use crate::kernels::{self, BatchParams, Kernel, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
 use crate::plan::{BufferId, Extent, Op, Plan, Step};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One dispatch of a step.
@@ -33,6 +34,9 @@ pub(super) struct SessionBuffers {
     pub(super) tokens: wgpu::Buffer,
     /// By [`BufferId`]: `[rows, row_stride(width)] f32`.
     pub(super) activations: Vec<wgpu::Buffer>,
+    /// By [`BufferId`], for the inputs of products on int8 activations: quants and scales of
+    /// [`FEW_ROWS`] rows (`kernels/quantize.wgsl`).
+    quantised: Vec<Option<[wgpu::Buffer; 2]>>,
     /// Keys and values of each layer.
     pub(super) caches: Vec<[wgpu::Buffer; 2]>,
 }
@@ -64,6 +68,18 @@ impl SessionBuffers {
                 create(&format!("blk.{layer}.values"), bytes, storage)?,
             ])
         };
+        let quantised = |index: usize| -> Result<Option<[wgpu::Buffer; 2]>> {
+            let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
+            if !plan.steps.iter().any(is_input) {
+                return Ok(None);
+            }
+            let buffer = &plan.buffers[index];
+            let n = FEW_ROWS * row_stride(buffer.width);
+            Ok(Some([
+                create(&format!("{} int8", buffer.name), n as u64, storage)?,
+                create(&format!("{} scales", buffer.name), n as u64 / 4, storage)?,
+            ]))
+        };
         let batch_bytes = size_of::<BatchParams>() as u64;
         Ok(SessionBuffers {
             batch: create("batch", batch_bytes, Usage::UNIFORM | Usage::COPY_DST)?,
@@ -77,6 +93,9 @@ impl SessionBuffers {
                 .iter()
                 .enumerate()
                 .map(activation)
+                .collect::<Result<Vec<_>>>()?,
+            quantised: (0..plan.buffers.len())
+                .map(quantised)
                 .collect::<Result<Vec<_>>>()?,
             caches: (0..kv.layers.len())
                 .map(cache)
@@ -120,12 +139,24 @@ pub(super) fn lower(
         buffers,
         tables: &tables,
     };
-    let drafts: Vec<Draft<'_>> = plan
-        .steps
-        .iter()
-        .enumerate()
-        .flat_map(|(index, step)| lowering.step(index, step))
-        .collect();
+    let mut drafts = Vec::new();
+    // Buffers whose int8 form is that of their present values.
+    let mut quantised = BTreeSet::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        if let Op::MatMul {
+            src,
+            int8_rows: 1..,
+            ..
+        } = step.op
+            && quantised.insert(src)
+        {
+            drafts.extend(lowering.quantize(index, src));
+        }
+        drafts.extend(lowering.step(index, &step.op));
+        if let Some(dst) = step.op.dst() {
+            quantised.remove(&dst);
+        }
+    }
     bind(shared, plan, kv, buffers, drafts)
 }
 
@@ -209,17 +240,12 @@ impl<'a> Lowering<'a> {
         self.plan.buffer(id).width
     }
 
-    fn step(&self, index: usize, step: &Step) -> Vec<Draft<'a>> {
+    fn step(&self, index: usize, op: &Op) -> Vec<Draft<'a>> {
         let of = |id: BufferId| self.buffers.activation(id);
         let vector = |id: WeightId| self.shared.weights.vector(id);
-        match step.op {
+        match *op {
             Op::Embed { weight, scale, dst } => self.embed(index, weight, scale, dst),
-            Op::MatMul {
-                src,
-                weight,
-                bias,
-                dst,
-            } => self.matmul(index, src, weight, bias, dst),
+            Op::MatMul { .. } => self.matmul(index, op),
             Op::RmsNorm {
                 src,
                 weight,
@@ -290,6 +316,8 @@ impl<'a> Lowering<'a> {
                 let storage = vec![of(gate), of(up), of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
+            // The product in front of it has added its residual.
+            Op::Add { .. } if self.residual_of(index.wrapping_sub(1)).is_some() => Vec::new(),
             Op::Add { a, b, dst } => {
                 use kernels::add::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst));
@@ -354,16 +382,46 @@ impl<'a> Lowering<'a> {
             .collect()
     }
 
-    fn matmul(
-        &self,
-        step: usize,
-        src: BufferId,
-        weight: WeightId,
-        bias: Option<WeightId>,
-        dst: BufferId,
-    ) -> Vec<Draft<'a>> {
-        use kernels::{matmul, matvec};
+    /// Where a product is followed by a step that adds something to it: what, and where to. One
+    /// dispatch then writes both steps.
+    fn residual_of(&self, product: usize) -> Option<(BufferId, BufferId)> {
+        let steps = &self.plan.steps;
+        match (&steps.get(product)?.op, &steps.get(product + 1)?.op) {
+            (&Op::MatMul { src, dst, .. }, &Op::Add { a, b, dst: sum }) if sum != src => {
+                let residual = if a == dst { b } else { a };
+                ([a, b].contains(&dst) && residual != dst).then_some((residual, sum))
+            }
+            _ => None,
+        }
+    }
+
+    /// The int8 form of a buffer, for batches of few rows.
+    fn quantize(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
+        use kernels::quantize::{KERNEL, Params, grid};
+        let [quants, scales] = self.buffers.quantised[src.0].as_ref()?;
+        let params = Params::new(self.width(src));
+        let storage = vec![self.buffers.activation(src), quants, scales];
+        let draft = self.plain(step, src, &KERNEL, params, storage, grid);
+        Some(Draft {
+            rows: Rows::Few,
+            ..draft
+        })
+    }
+
+    fn matmul(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
+        use kernels::{matmul, matvec, matvec_int8};
+        let Op::MatMul {
+            src,
+            weight,
+            bias,
+            int8_rows,
+            dst,
+        } = *op
+        else {
+            return Vec::new();
+        };
         let extent = self.plan.buffer(dst).extent;
+        let residual = self.residual_of(step);
         let shard_drafts = |shard: &'a WeightShard| {
             let params = matmul::Params {
                 matrix: shard.shard.matrix(),
@@ -371,21 +429,40 @@ impl<'a> Lowering<'a> {
                 dst_stride: row_stride(self.width(dst)) as u32,
                 extent: u32::from(extent == Extent::Outputs),
                 has_bias: u32::from(bias.is_some()),
+                has_residual: u32::from(residual.is_some()),
+                padding: [0; 3],
             };
-            // Where there is no bias its binding is not read.
-            let bias = bias.map_or(&shard.buffer, |bias| self.shared.weights.vector(bias));
-            let [src, dst_buffer] = [src, dst].map(|id| self.buffers.activation(id));
-            let storage = vec![&shard.buffer, src, bias, dst_buffer];
-            let weight = Some(shard.shard.ty);
-            let few = self.plain(
+            // Where there is no bias or residual its binding is not read.
+            let weights = &shard.buffer;
+            let bias = bias.map_or(weights, |bias| self.shared.weights.vector(bias));
+            let [f32_src, product] = [src, dst].map(|id| self.buffers.activation(id));
+            let (residual, sum) = residual.map_or((weights, product), |(residual, sum)| {
+                (
+                    self.buffers.activation(residual),
+                    self.buffers.activation(sum),
+                )
+            });
+            let f32_storage = vec![weights, f32_src, bias, residual, product, sum];
+            let few = match &self.buffers.quantised[src.0] {
+                Some([quants, scales]) if int8_rows > 0 => {
+                    let storage = vec![weights, quants, scales, bias, residual, product, sum];
+                    let grid = matvec_int8::grid;
+                    self.plain(step, dst, &matvec_int8::KERNEL, params, storage, grid)
+                }
+                _ => {
+                    let storage = f32_storage.clone();
+                    self.plain(step, dst, &matvec::KERNEL, params, storage, matvec::grid)
+                }
+            };
+            let many = self.plain(
                 step,
                 dst,
-                &matvec::KERNEL,
+                &matmul::KERNEL,
                 params,
-                storage.clone(),
-                matvec::grid,
+                f32_storage,
+                matmul::grid,
             );
-            let many = self.plain(step, dst, &matmul::KERNEL, params, storage, matmul::grid);
+            let weight = Some(shard.shard.ty);
             [
                 Draft {
                     rows: Rows::Few,
@@ -399,11 +476,7 @@ impl<'a> Lowering<'a> {
                 },
             ]
         };
-        self.shared
-            .weights
-            .shards(weight)
-            .iter()
-            .flat_map(shard_drafts)
-            .collect()
+        let shards = self.shared.weights.shards(weight).iter();
+        shards.flat_map(shard_drafts).collect()
     }
 }

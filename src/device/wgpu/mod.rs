@@ -15,7 +15,7 @@ pub(crate) use context::{Context as Gpu, adapters};
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
-use super::{Backend, DeviceInfo, Executor};
+use super::{Activations, Backend, DeviceInfo, Executor};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
@@ -77,6 +77,10 @@ impl Backend for GpuBackend {
 
     fn cache_budget_bytes(&self) -> Option<u64> {
         None
+    }
+
+    fn int8_rows(&self, activations: Activations) -> usize {
+        select::int8_rows(activations, self.info())
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

@@ -227,11 +227,7 @@ mod tests {
         wgsl: "\n@compute @workgroup_size(64)\nfn main() {\n    let x = absent;\n}\n",
         bindings: &[],
         params_bytes: 16,
-        uses: Uses {
-            weight: false,
-            kv: false,
-            reduce: false,
-        },
+        uses: Uses::NOTHING,
     };
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which kernel a step gets: by the rows of the batch, and by what the adapter can do.
 
+use crate::device::{Activations, DeviceInfo, DeviceKind};
 use crate::gguf::WeightType;
 use crate::kernels::Variant;
 use crate::kv_cache::KvType;
@@ -23,6 +24,17 @@ impl Rows {
             Rows::Many => n_rows > FEW_ROWS,
         }
     }
+}
+
+/// The most rows that round their activations to int8.
+pub(super) fn int8_rows(activations: Activations, info: &DeviceInfo) -> usize {
+    let is_int8 = match activations {
+        Activations::F32 => false,
+        Activations::Int8 => true,
+        // Metal has no packed int8 dot product, and software gains nothing from it.
+        Activations::Auto => info.backend != "metal" && info.kind != DeviceKind::SoftwareGpu,
+    };
+    if is_int8 { FEW_ROWS } else { 0 }
 }
 
 /// What every kernel of an executor is compiled for, but for the type of its weights.

@@ -9,9 +9,9 @@ fn unit_header(unit: u32) -> Header {
 }
 
 fn decode8(header: Header, quarter: u32) -> Eight {
-    let at = header.unit * 16u + quarter * 4u;
+    let words = quad(header.unit * 16u + quarter * 4u);
     return Eight(
-        vec4(unpack2x16float(weights[at]), unpack2x16float(weights[at + 1u])),
-        vec4(unpack2x16float(weights[at + 2u]), unpack2x16float(weights[at + 3u])),
+        vec4(unpack2x16float(words.x), unpack2x16float(words.y)),
+        vec4(unpack2x16float(words.z), unpack2x16float(words.w)),
     );
 }

@@ -2,17 +2,16 @@
 // Plane 0: 4 words of nibbles a unit; plane 1: 4 words a block (scale_and_min).
 
 struct Header {
-    unit: u32,
-    scale: f32,
-    min: f32,
+    quants: vec4<u32>,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
     let scale_min = scale_and_min(p.matrix.planes.y, unit);
-    return Header(unit, scale_min.x, scale_min.y);
+    return Header(quad(unit * 4u), scale_min.xx, -scale_min.y);
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let q = nibbles(weights[header.unit * 4u + quarter]);
-    return Eight(q.low * header.scale - header.min, q.high * header.scale - header.min);
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    return nibbles(header.quants[quarter]);
 }

@@ -2,17 +2,17 @@
 // weight i's); plane 2: d, a half a unit.
 
 struct Header {
-    unit: u32,
+    quants: vec4<u32>,
     bits: u32,
-    d: f32,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
-    return Header(unit, weights[p.matrix.planes.y + unit], half_at(p.matrix.planes.z, unit));
+    let d = half_at(p.matrix.planes.z, unit);
+    return Header(quad(unit * 4u), word(p.matrix.planes.y + unit), vec2(d), d * -16.0);
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let word = weights[header.unit * 4u + quarter];
-    let q = nibbles_and_fifth_bits(word, header.bits >> (quarter * 8u));
-    return Eight((q.low - 16.0) * header.d, (q.high - 16.0) * header.d);
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    return nibbles(header.quants[quarter]) | fifth_bits(header.bits >> (quarter * 8u));
 }

@@ -2,19 +2,17 @@
 // weight i's); plane 2: d and m, a word a unit.
 
 struct Header {
-    unit: u32,
+    quants: vec4<u32>,
     bits: u32,
-    d: f32,
-    m: f32,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
-    let d_m = unpack2x16float(weights[p.matrix.planes.z + unit]);
-    return Header(unit, weights[p.matrix.planes.y + unit], d_m.x, d_m.y);
+    let d_m = unpack2x16float(word(p.matrix.planes.z + unit));
+    return Header(quad(unit * 4u), word(p.matrix.planes.y + unit), d_m.xx, d_m.y);
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let word = weights[header.unit * 4u + quarter];
-    let q = nibbles_and_fifth_bits(word, header.bits >> (quarter * 8u));
-    return Eight(q.low * header.d + header.m, q.high * header.d + header.m);
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    return nibbles(header.quants[quarter]) | fifth_bits(header.bits >> (quarter * 8u));
 }

@@ -3,19 +3,18 @@
 // plane 2: fifth bits, a word a unit (bit i is weight i's).
 
 struct Header {
-    unit: u32,
+    quants: vec4<u32>,
     bits: u32,
-    scale: f32,
-    min: f32,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
     let scale_min = scale_and_min(p.matrix.planes.y, unit);
-    return Header(unit, weights[p.matrix.planes.z + unit], scale_min.x, scale_min.y);
+    let bits = word(p.matrix.planes.z + unit);
+    return Header(quad(unit * 4u), bits, scale_min.xx, -scale_min.y);
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let word = weights[header.unit * 4u + quarter];
-    let q = nibbles_and_fifth_bits(word, header.bits >> (quarter * 8u));
-    return Eight(q.low * header.scale - header.min, q.high * header.scale - header.min);
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    return nibbles(header.quants[quarter]) | fifth_bits(header.bits >> (quarter * 8u));
 }

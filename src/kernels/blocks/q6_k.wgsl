@@ -3,25 +3,27 @@
 // of its weight 4f + b; plane 2: 4 words a block of 16 scales; plane 3: d, a half a block.
 
 struct Header {
-    unit: u32,
-    scales: vec2<f32>,
+    quants: vec4<u32>,
+    highs: vec2<u32>,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
-    let word = weights[p.matrix.planes.z + (unit >> 1u)] >> (16u * (unit & 1u));
-    let scales = vec2<f32>(unpack4xI8(word).xy);
-    return Header(unit, half_at(p.matrix.planes.w, unit >> 3u) * scales);
+    let scales = word(p.matrix.planes.z + (unit >> 1u)) >> (16u * (unit & 1u));
+    let d = half_at(p.matrix.planes.w, unit >> 3u);
+    return Header(
+        quad(unit * 4u),
+        pair(p.matrix.planes.y + unit * 2u),
+        d * vec2<f32>(unpack4xI8(scales).xy),
+        0.0,
+    );
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let word = weights[header.unit * 4u + quarter];
-    let half = quarter >> 1u;
-    let bits = weights[p.matrix.planes.y + header.unit * 2u + half] >> (4u * (quarter & 1u));
-    let low = (word & 0x0f0f0f0fu) | ((bits & 0x03030303u) << 4u);
-    let high = ((word >> 4u) & 0x0f0f0f0fu) | (((bits >> 2u) & 0x03030303u) << 4u);
-    let scale = header.scales[half];
-    return Eight(
-        (vec4<f32>(unpack4xU8(low)) - 32.0) * scale,
-        (vec4<f32>(unpack4xU8(high)) - 32.0) * scale,
-    );
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    let bits = header.highs[quarter >> 1u] >> (4u * (quarter & 1u));
+    let highs = vec2(bits << 4u, bits << 2u) & vec2(0x30303030u);
+    let q = nibbles(header.quants[quarter]) | highs;
+    // q - 32 in each byte; the highest bit keeps bytes from borrowing.
+    return ((q | vec2(0x80808080u)) - vec2(0x20202020u)) ^ vec2(0x80808080u);
 }

@@ -1,18 +1,18 @@
 // Q8_0: q * d. Plane 0: 8 words a unit, four signed bytes a word; plane 1: d, a half a unit.
 
 struct Header {
-    unit: u32,
-    d: f32,
+    low: vec4<u32>,
+    high: vec4<u32>,
+    scale: vec2<f32>,
+    offset: f32,
 }
 
 fn unit_header(unit: u32) -> Header {
-    return Header(unit, half_at(p.matrix.planes.y, unit));
+    let d = half_at(p.matrix.planes.y, unit);
+    return Header(quad(unit * 8u), quad(unit * 8u + 4u), vec2(d), 0.0);
 }
 
-fn decode8(header: Header, quarter: u32) -> Eight {
-    let at = header.unit * 8u + quarter * 2u;
-    return Eight(
-        vec4<f32>(unpack4xI8(weights[at])) * header.d,
-        vec4<f32>(unpack4xI8(weights[at + 1u])) * header.d,
-    );
+fn packed8(header: Header, quarter: u32) -> vec2<u32> {
+    let half = select(header.low, header.high, quarter >= 2u);
+    return select(half.xy, half.zw, (quarter & 1u) == 1u);
 }

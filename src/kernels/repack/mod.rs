@@ -23,7 +23,8 @@ pub(crate) struct Matrix {
     pub(crate) n_rows: u32,
     pub(crate) first_row: u32,
     pub(crate) units_per_row: u32,
-    pub(crate) padding: u32,
+    /// Invocations that share a row in a product with few rows.
+    pub(crate) team_size: u32,
     pub(crate) planes: [u32; 4],
 }
 
@@ -128,7 +129,7 @@ impl Shard {
             n_rows: self.n_rows as u32,
             first_row: self.first_row as u32,
             units_per_row: self.units_per_row() as u32,
-            padding: 0,
+            team_size: team_size(self.n_rows, self.units_per_row()),
             planes: self.planes().map(|plane| plane as u32),
         }
     }
@@ -180,6 +181,23 @@ fn rows_per_shard(ty: WeightType, n_cols: usize, max_bytes: usize) -> usize {
         n_rows if n_rows < TILE => n_rows,
         n_rows => n_rows / TILE * TILE,
     }
+}
+
+/// Invocations that share a row of a matrix in a product with few rows: as few as leave each of them four
+/// units, since what they have must be added up in the end; but more where the rows are too few to keep a
+/// large GPU busy, as long as each of them has one.
+fn team_size(n_rows: usize, units_per_row: usize) -> u32 {
+    /// Invocations of a kernel that has two rows for each team.
+    const BUSY: usize = 1 << 16;
+    const MOST: usize = 64;
+    let mut size = 8;
+    while size < MOST / 2 && size * 4 < units_per_row {
+        size *= 2;
+    }
+    while size < MOST && size * 2 < units_per_row && n_rows / 2 * size < BUSY {
+        size *= 2;
+    }
+    size as u32
 }
 
 /// Words of a plane.
@@ -235,6 +253,24 @@ pub(super) mod tests {
             assert_eq!(repacked(&shard, 2, &file), whole, "{ty:?}");
             assert_eq!(repacked(&shard, 4, &file), whole, "{ty:?}");
         }
+    }
+
+    #[test]
+    fn teams_are_of_8_to_64_and_have_work_for_most_members() {
+        for n_rows in [1, 576, 4096, 128_256] {
+            for units in [1, 2, 18, 48, 64, 128, 448] {
+                let size = team_size(n_rows, units);
+                assert!([8, 16, 32, 64].contains(&size), "{n_rows}, {units}: {size}");
+                assert!(
+                    size == 8 || size as usize <= units,
+                    "{n_rows}, {units}: {size}"
+                );
+            }
+        }
+        assert_eq!(team_size(4096, 128), 32);
+        assert_eq!(team_size(1024, 128), 64);
+        assert_eq!(team_size(49152, 18), 8);
+        assert_eq!(team_size(576, 18), 16);
     }
 
     #[test]

@@ -6,23 +6,78 @@ use self::inputs::{Case, EMBED_BOUND, Inputs, PRODUCT_BOUND, SCALE, Values, case
 use super::{gpu, padded, run_kernel, unwritten};
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
-use crate::kernels::{BatchParams, Kernel, Variant, embed, matmul, matvec, row_stride};
+use crate::kernels::repack::Matrix;
+use crate::kernels::{
+    BatchParams, Kernel, Variant, embed, matmul, matvec, matvec_int8, quantize, row_stride,
+};
 use crate::kv_cache::KvType;
 
 /// A kernel that computes a product.
 struct Product {
     kernel: Kernel,
     grid: fn(&matmul::Params, usize) -> [u32; 3],
+    /// Where it is not to be what the shape suggests.
+    team_size: Option<u32>,
 }
 
 const MATMUL: Product = Product {
     kernel: matmul::KERNEL,
     grid: matmul::grid,
+    team_size: None,
 };
 const MATVEC: Product = Product {
     kernel: matvec::KERNEL,
     grid: matvec::grid,
+    team_size: None,
 };
+const MATVEC_INT8: Product = Product {
+    kernel: matvec_int8::KERNEL,
+    grid: matvec_int8::grid,
+    team_size: None,
+};
+
+impl Product {
+    fn takes(&self, ty: WeightType) -> bool {
+        !self.kernel.uses.integers || ty.block_len() > 1
+    }
+
+    /// The buffers that hold the activations.
+    fn src_buffers(&self, inputs: &Inputs) -> Vec<Vec<u8>> {
+        if self.kernel.uses.integers {
+            int8_buffers(&inputs.src, inputs.case.n_cols).to_vec()
+        } else {
+            vec![padded(&inputs.src, inputs.case.n_cols)]
+        }
+    }
+
+    /// The activations as the kernel sees them.
+    fn src(&self, inputs: &Inputs) -> Vec<f32> {
+        if self.kernel.uses.integers {
+            inputs.int8_src()
+        } else {
+            inputs.src.clone()
+        }
+    }
+
+    fn judge(&self, inputs: &Inputs, dst: &[f32]) -> Result<f64, String> {
+        inputs.judge_product(dst, &self.src(inputs))
+    }
+}
+
+/// The quants and the scales of rows, as `quantize` stores them.
+fn int8_buffers(src: &[f32], width: usize) -> [Vec<u8>; 2] {
+    let (mut quants, mut scales) = (Vec::new(), Vec::new());
+    for unit in src
+        .chunks_exact(width)
+        .flat_map(|row| row.chunks(quantize::UNIT))
+    {
+        let unit = quantize::quantize_unit(unit);
+        let sum: i32 = unit.q.into_iter().map(i32::from).sum();
+        quants.extend_from_slice(bytemuck::cast_slice(&unit.q));
+        scales.extend_from_slice(bytemuck::cast_slice(&[unit.scale, unit.scale * sum as f32]));
+    }
+    [quants, scales]
+}
 
 fn batch(n_rows: usize, n_outputs: usize) -> BatchParams {
     let [n_rows, n_outputs] = [n_rows, n_outputs].map(|count| count as u32);
@@ -51,11 +106,15 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
         n_rows,
         ..
     } = inputs.case;
-    let src = padded(&inputs.src, n_cols);
-    let bias = inputs
-        .bias
-        .as_ref()
-        .map_or(vec![0; 4], |bias| padded(bias, n_out));
+    let src = product.src_buffers(inputs);
+    // Where there is nothing to add, what is bound is not read.
+    let padded_or_any = |values: &Option<Vec<f32>>| {
+        values
+            .as_ref()
+            .map_or(vec![0; 4], |values| padded(values, n_out))
+    };
+    let bias = padded_or_any(&inputs.bias);
+    let residual = padded_or_any(&inputs.residual);
     let extent = (seed % 2) as u32;
     let (n_tokens, n_outputs) = if extent == 0 {
         (n_rows, 0)
@@ -63,14 +122,24 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
         (n_rows + 1, n_rows)
     };
     let mut dst = unwritten(n_rows + 1, n_out);
+    let mut without_residual = dst.clone();
     for (shard, words) in inputs.shards() {
+        let matrix = shard.matrix();
         let params = matmul::Params {
-            matrix: shard.matrix(),
+            matrix: Matrix {
+                team_size: product.team_size.unwrap_or(matrix.team_size),
+                ..matrix
+            },
             src_stride: row_stride(n_cols) as u32,
             dst_stride: row_stride(n_out) as u32,
             extent,
             has_bias: u32::from(inputs.bias.is_some()),
+            has_residual: u32::from(inputs.residual.is_some()),
+            padding: [0; 3],
         };
+        let mut storage: Vec<&[u8]> = vec![bytemuck::cast_slice(&words)];
+        storage.extend(src.iter().map(Vec::as_slice));
+        storage.extend([&bias[..], &residual, &without_residual, &dst]);
         let mut buffers = run_kernel(
             context,
             &product.kernel,
@@ -78,11 +147,26 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
             batch(n_tokens, n_outputs),
             bytemuck::bytes_of(&params),
             (product.grid)(&params, n_rows),
-            &[bytemuck::cast_slice(&words), &src, &bias, &dst],
+            &storage,
         );
-        dst = buffers.swap_remove(3);
+        dst = buffers.pop().expect("dst is the last");
+        without_residual = buffers.pop().expect("product is in front of it");
     }
-    bytemuck::pod_collect_to_vec(&dst)
+    let mut dst: Vec<f32> = bytemuck::pod_collect_to_vec(&dst);
+    let product: Vec<f32> = bytemuck::pod_collect_to_vec(&without_residual);
+    let residual: Vec<f32> = bytemuck::pod_collect_to_vec(&residual);
+    if inputs.residual.is_some() && !is_sum(&dst, &product, &residual) {
+        dst.fill(f32::NAN);
+    }
+    dst
+}
+
+/// Whether `dst` is the product and the residual, rounded as a step of its own would.
+fn is_sum(dst: &[f32], product: &[f32], residual: &[f32]) -> bool {
+    let mut sums = dst.iter().zip(product).zip(residual);
+    sums.all(|((&dst, &product), &residual)| {
+        dst == product + residual || product.to_bits() == crate::kernels::tests::SENTINEL
+    })
 }
 
 /// `dst` of the embedding, `[n_rows + 1, row_stride(n_cols)]`: the last row is nobody's.
@@ -117,9 +201,10 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
 
 fn check_products(context: &Context, product: &Product) {
     let mut worst = 0.0_f64;
-    for case in WeightType::ALL.into_iter().flat_map(cases) {
+    let types = WeightType::ALL.into_iter().filter(|ty| product.takes(*ty));
+    for case in types.flat_map(cases) {
         let inputs = Inputs::new(case);
-        match inputs.judge_product(&run_product(context, &inputs, product)) {
+        match product.judge(&inputs, &run_product(context, &inputs, product)) {
             Ok(error) => worst = worst.max(error),
             Err(message) => panic!("{}: {message}", product.kernel.name),
         }
@@ -155,6 +240,36 @@ fn matmul_agrees_with_its_twin_for_every_weight_type() {
 fn matvec_agrees_with_its_twin_for_every_weight_type() {
     let Some(context) = gpu() else { return };
     check_products(context, &MATVEC);
+}
+
+#[test]
+fn matvec_int8_agrees_with_its_twin_for_every_quantised_weight_type() {
+    let Some(context) = gpu() else { return };
+    check_products(context, &MATVEC_INT8);
+}
+
+#[test]
+fn products_of_few_rows_agree_with_their_twin_for_every_team_size() {
+    let Some(context) = gpu() else { return };
+    let inputs = Inputs::new(Case {
+        seed: 2,
+        ty: WeightType::Q4_1,
+        n_out: 37,
+        n_cols: 32 * 83,
+        n_rows: 2,
+        n_shards: 2,
+        bias: true,
+        residual: false,
+        values: Values::Usual,
+    });
+    for mut product in [MATVEC, MATVEC_INT8] {
+        for team_size in [8, 16, 32, 64] {
+            product.team_size = Some(team_size);
+            if let Err(message) = product.judge(&inputs, &run_product(context, &inputs, &product)) {
+                panic!("{}, teams of {team_size}: {message}", product.kernel.name);
+            }
+        }
+    }
 }
 
 /// The kernel with one piece of its text replaced: a mistake on purpose.
@@ -193,14 +308,15 @@ fn mistakes_in_the_kernels_are_found() {
         n_rows: 65,
         n_shards: 1,
         bias: true,
+        residual: true,
         values: Values::Usual,
     };
     let inputs = Inputs::new(case);
     for (product, from, to) in [
         (
             &MATVEC,
-            "&& j < p.matrix.n_rows",
-            "&& j + 1u < p.matrix.n_rows",
+            "&& output < p.matrix.n_rows",
+            "&& output + 1u < p.matrix.n_rows",
         ),
         (&MATVEC, "row >= n_rows", "row + 1u >= n_rows"),
         (
@@ -208,10 +324,26 @@ fn mistakes_in_the_kernels_are_found() {
             "decode8(header3, quarter)",
             "decode8(header3, 3u - quarter)",
         ),
-        (&MATVEC, "sum += bias[column]", "sum += bias[0u]"),
+        (&MATVEC, "bias[column]", "bias[0u]"),
+        (&MATVEC, "= residual[row", "= residual[0u"),
         (
             &MATVEC,
-            "lane < n_sums && j < p.matrix.n_rows",
+            "lane < n_sums && output < p.matrix.n_rows",
+            "lane < n_sums",
+        ),
+        (&MATVEC_INT8, "src.high.zw", "src.high.xy"),
+        (&MATVEC_INT8, "src.sum * weight.offset", "weight.offset"),
+        (&MATVEC_INT8, "select(0.0, 1.0,", "select(1.0, 1.0,"),
+        (
+            &MATVEC_INT8,
+            "dot_unit(weight1, src0)",
+            "dot_unit(weight0, src0)",
+        ),
+        (&MATVEC_INT8, "row >= n_rows", "row + 1u >= n_rows"),
+        (&MATVEC_INT8, "= residual[row", "= residual[0u"),
+        (
+            &MATVEC_INT8,
+            "lane < n_sums && output < p.matrix.n_rows",
             "lane < n_sums",
         ),
         (
@@ -222,15 +354,13 @@ fn mistakes_in_the_kernels_are_found() {
         (&MATMUL, "    if row >= n_rows {", "    if row > n_rows {"),
         (&MATMUL, "unit < n_units", "unit + 1u < n_units"),
         (&MATMUL, "dot(weight2, src3)", "dot(weight2, src2)"),
+        (&MATMUL, "= residual[row", "= residual[0u"),
     ] {
         let kernel = altered(&product.kernel, from, to);
-        let mistaken = Product {
-            kernel,
-            grid: product.grid,
-        };
+        let mistaken = Product { kernel, ..*product };
         let dst = run_product(context, &inputs, &mistaken);
         assert!(
-            inputs.judge_product(&dst).is_err(),
+            product.judge(&inputs, &dst).is_err(),
             "`{to}` was not noticed"
         );
     }

@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod matrix;
+mod quantize;
 mod translate;
 
 use super::{Kernel, ROW_ALIGNMENT, Variant, row_stride};
@@ -77,8 +78,10 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     let mut variants = vec![any];
     if kernel.uses.weight {
         variants = WeightType::ALL
+            .into_iter()
+            .filter(|weight| !kernel.uses.integers || weight.block_len() > 1)
             .map(|weight| Variant { weight, ..any })
-            .to_vec();
+            .collect();
     }
     if kernel.uses.kv {
         let both = |v| [KvType::F32, KvType::F16].map(|kv| Variant { kv, ..v });

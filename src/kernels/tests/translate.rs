@@ -3,7 +3,7 @@
 use super::variants;
 use crate::kernels::{
     ALL, Access, BatchParams, Kernel, add, attention, embed, gated_activation, matmul, matvec,
-    rms_norm, rope, select_outputs, store_kv,
+    quantize, rms_norm, rope, select_outputs, store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -59,15 +59,18 @@ fn params_members(kernel: &Kernel) -> Members {
             src_stride,
             dst_stride,
             extent,
-            has_bias
+            has_bias,
+            has_residual
         }),
-        "matvec" => members!(matvec::Params {
+        "matvec" | "matvec_int8" => members!(matvec::Params {
             matrix,
             src_stride,
             dst_stride,
             extent,
-            has_bias
+            has_bias,
+            has_residual
         }),
+        "quantize" => members!(quantize::Params { stride }),
         "rms_norm" => members!(rms_norm::Params {
             group,
             n_groups,

@@ -3,12 +3,13 @@
 use crate::gguf::WeightType;
 use crate::kernels::repack::Shard;
 use crate::kernels::tests::{Random, SENTINEL, first_difference};
-use crate::kernels::{embed, matmul, row_stride};
+use crate::kernels::{embed, matmul, quantize, row_stride};
 
 /// The factor on the embedding, as gemma-3-270m has it.
 pub(super) const SCALE: f32 = 25.298_222;
 
-/// The bound of `matvec.wgsl` and `matmul.wgsl`, in units of `f32::EPSILON * (sum |w x| + |bias|)`.
+/// The bound of `matvec.wgsl`, `matvec_int8.wgsl` and `matmul.wgsl`, in units of
+/// `f32::EPSILON * (sum |w x| + |bias| + |residual|)`.
 pub(super) const PRODUCT_BOUND: f64 = 4.0;
 /// The bound of `embed.wgsl`, in units of `f32::EPSILON * max |w| * |scale|` of the row.
 pub(super) const EMBED_BOUND: f64 = 2.0;
@@ -34,10 +35,12 @@ pub(super) struct Case {
     pub(super) n_rows: usize,
     pub(super) n_shards: usize,
     pub(super) bias: bool,
+    pub(super) residual: bool,
     pub(super) values: Values,
 }
 
-/// Shapes for a type: rows of weights, rows of activations, shards and values with three widths.
+/// Shapes for a type: rows of weights, one of three widths, rows of activations, shards, bias, residual
+/// and values.
 pub(super) fn cases(ty: WeightType) -> Vec<Case> {
     let widths = match ty {
         WeightType::F32 => [1, 129, 2077],
@@ -51,30 +54,33 @@ pub(super) fn cases(ty: WeightType) -> Vec<Case> {
         }),
     };
     [
-        (1, 0, 1, 1, false, Values::Usual),
-        (3, 1, 3, 1, true, Values::Usual),
-        (127, 1, 65, 3, true, Values::Usual),
-        (130, 2, 64, 3, false, Values::Usual),
-        (65, 2, 1, 1, true, Values::Huge),
-        (64, 1, 3, 1, false, Values::Tiny),
-        (67, 0, 130, 1, true, Values::Zeros),
-        (129, 1, 130, 3, false, Values::Huge),
+        (1, 0, 1, 1, false, false, Values::Usual),
+        (3, 1, 3, 1, true, false, Values::Usual),
+        (127, 1, 65, 3, true, true, Values::Usual),
+        (130, 2, 64, 3, false, true, Values::Usual),
+        (65, 2, 1, 1, true, true, Values::Huge),
+        (64, 1, 3, 1, false, false, Values::Tiny),
+        (67, 0, 130, 1, true, true, Values::Zeros),
+        (129, 1, 130, 3, false, false, Values::Huge),
     ]
     .into_iter()
     .zip(1..)
-    .map(|((n_out, width, n_rows, n_shards, bias, values), seed)| {
-        let n_cols = widths[width];
-        Case {
-            seed,
-            ty,
-            n_out,
-            n_cols,
-            n_rows,
-            n_shards,
-            bias,
-            values,
-        }
-    })
+    .map(
+        |((n_out, width, n_rows, n_shards, bias, residual, values), seed)| {
+            let n_cols = widths[width];
+            Case {
+                seed,
+                ty,
+                n_out,
+                n_cols,
+                n_rows,
+                n_shards,
+                bias,
+                residual,
+                values,
+            }
+        },
+    )
     .collect()
 }
 
@@ -84,6 +90,7 @@ pub(super) struct Inputs {
     pub(super) file: Vec<u8>,
     pub(super) src: Vec<f32>,
     pub(super) bias: Option<Vec<f32>>,
+    pub(super) residual: Option<Vec<f32>>,
 }
 
 impl Inputs {
@@ -113,12 +120,25 @@ impl Inputs {
         let bias = case
             .bias
             .then(|| (0..case.n_out).map(|_| random.signed()).collect());
+        let residual = case.residual.then(|| {
+            (0..case.n_rows * case.n_out)
+                .map(|_| random.signed())
+                .collect()
+        });
         Inputs {
             case,
             file,
             src,
             bias,
+            residual,
         }
+    }
+
+    /// `src` as int8 stands for it.
+    pub(super) fn int8_src(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.src.len()];
+        quantize::twin(&self.src, self.case.n_cols, &mut values);
+        values
     }
 
     fn decode(&self, row: usize, out: &mut [f32]) {
@@ -157,41 +177,43 @@ impl Inputs {
             .collect()
     }
 
-    /// The largest error of a product in units of its bound; or what is wrong with it.
-    pub(super) fn judge_product(&self, dst: &[f32]) -> Result<f64, String> {
+    /// The largest error of a product with `src` in units of its bound; or what is wrong with it.
+    pub(super) fn judge_product(&self, dst: &[f32], src: &[f32]) -> Result<f64, String> {
+        let decode = |row: usize, out: &mut [f32]| self.decode(row, out);
+        let expected = self.product(&decode, src, |value| value);
+        let decode = |row: usize, out: &mut [f32]| {
+            self.decode(row, out);
+            out.iter_mut().for_each(|value| *value = value.abs());
+        };
+        let src: Vec<f32> = src.iter().map(|value| value.abs()).collect();
+        let sizes = self.product(&decode, &src, f32::abs);
+        self.judge(dst, self.case.n_out, &expected, |i| {
+            PRODUCT_BOUND * f64::from(sizes[i])
+        })
+    }
+
+    /// The twin's product, plus what `added` makes of bias and residual.
+    fn product(
+        &self,
+        decode: &(dyn Fn(usize, &mut [f32]) + Sync),
+        src: &[f32],
+        added: fn(f32) -> f32,
+    ) -> Vec<f32> {
         let Case {
             n_out,
             n_cols,
             n_rows,
             ..
         } = self.case;
-        let mut expected = vec![0.0; n_rows * n_out];
-        let decode = |row: usize, out: &mut [f32]| self.decode(row, out);
-        matmul::twin(
-            &decode,
-            n_cols,
-            &self.src,
-            self.bias.as_deref(),
-            &mut expected,
-        );
-
-        let absolute = |values: &[f32]| values.iter().map(|value| value.abs()).collect::<Vec<_>>();
-        let decode = |row: usize, out: &mut [f32]| {
-            self.decode(row, out);
-            out.iter_mut().for_each(|value| *value = value.abs());
-        };
-        let bias = self.bias.as_deref().map(absolute);
-        let mut sizes = vec![0.0; n_rows * n_out];
-        matmul::twin(
-            &decode,
-            n_cols,
-            &absolute(&self.src),
-            bias.as_deref(),
-            &mut sizes,
-        );
-        self.judge(dst, n_out, &expected, |i| {
-            PRODUCT_BOUND * f64::from(sizes[i])
-        })
+        let mapped = |values: &Vec<f32>| values.iter().copied().map(added).collect::<Vec<_>>();
+        let bias = self.bias.as_ref().map(mapped);
+        let mut product = vec![0.0; n_rows * n_out];
+        matmul::twin(decode, n_cols, src, bias.as_deref(), &mut product);
+        if let Some(residual) = self.residual.as_ref().map(mapped) {
+            let sum = |(value, residual): (&mut f32, f32)| *value += residual;
+            product.iter_mut().zip(residual).for_each(sum);
+        }
+        product
     }
 
     /// Compares `dst`, whose padding must be zero or unwritten and whose last row unwritten, with the
