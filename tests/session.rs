@@ -70,6 +70,7 @@ fn devices_agree_with_the_reference_for_every_weight_type() {
             let gguf = tiny::gguf(ty, None);
             let engine = Engine::builder_from(gguf)
                 .device(device)
+                .activations(trueshot::Activations::F32)
                 .kv(KvType::F32)
                 .build()
                 .unwrap();
