@@ -192,6 +192,7 @@ impl Engine {
             weights,
             plan,
             &kv,
+            self.inner.backend.rounding(),
             executor.as_mut(),
             &tokens,
             options.decode_tokens,
@@ -256,7 +257,7 @@ impl EngineBuilder {
         self
     }
 
-    /// The precision of products with weights; the device's choice without this.
+    /// What products with weights round their activations to; [`Activations::Auto`] without this.
     pub fn activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
@@ -327,10 +328,16 @@ impl EngineBuilder {
             Device::Gpu(choice) => Box::new(GpuBackend::new(
                 weights,
                 Gpu::new(&choice, features)?,
+                self.activations,
                 &mut report,
             )?),
             Device::Auto => match Gpu::open_real(features) {
-                Some(gpu) => Box::new(GpuBackend::new(weights, gpu, &mut report)?),
+                Some(gpu) => Box::new(GpuBackend::new(
+                    weights,
+                    gpu,
+                    self.activations,
+                    &mut report,
+                )?),
                 None => on_cpu(weights)?,
             },
         };
@@ -341,7 +348,7 @@ impl EngineBuilder {
         };
         let max_rows = backend.preferred_rows().min(capacity).max(1);
         let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
-        let int8_rows = backend.int8_rows(self.activations);
+        let int8_rows = backend.rounding().int8_rows;
         let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
         let (kv, executor) = fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
         log::info!(

@@ -46,6 +46,8 @@ pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
+#[doc(hidden)]
+pub use device::wgpu::measure;
 pub use device::{Activations, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
 pub use engine::{Engine, EngineBuilder, Progress};

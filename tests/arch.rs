@@ -5,7 +5,7 @@ mod support;
 use serde::Deserialize;
 use std::path::Path;
 use support::{read_f32, shared};
-use trueshot::{Device, Engine, GpuFeatures, KvType};
+use trueshot::{Activations, Device, Engine, GpuFeatures, KvType};
 
 #[derive(Deserialize)]
 struct Case {
@@ -115,12 +115,16 @@ fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
 fn check_all(device: &Device, features: GpuFeatures) {
     let Some(folder) = shared("arch") else { return };
     for name in FILES {
-        for kv in [KvType::F32, KvType::F16] {
+        let classes = [
+            (KvType::F32, Activations::F32),
+            (KvType::F16, Activations::F16),
+        ];
+        for (kv, activations) in classes {
             let engine = Engine::builder(folder.join(format!("{name}.gguf")))
                 .device(device.clone())
-                .activations(trueshot::Activations::F32)
                 .gpu_features(features)
                 .kv(kv)
+                .activations(activations)
                 .context_length(256)
                 .build()
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -158,12 +162,18 @@ fn every_step_of_every_architecture_verifies_on_every_device() {
     let Some(folder) = shared("arch") else { return };
     for device in support::devices() {
         for name in FILES {
-            let engine = Engine::builder(folder.join(format!("{name}.gguf")))
-                .device(device.clone())
-                .build()
-                .unwrap();
-            let report = engine.verify(&Default::default()).unwrap();
-            assert!(report.passed(), "{name} on {device}: {report}");
+            for activations in [Activations::F32, Activations::F16, Activations::Int8] {
+                let engine = Engine::builder(folder.join(format!("{name}.gguf")))
+                    .device(device.clone())
+                    .activations(activations)
+                    .build()
+                    .unwrap();
+                let report = engine.verify(&Default::default()).unwrap();
+                assert!(
+                    report.passed(),
+                    "{name} on {device}, {activations:?}: {report}"
+                );
+            }
         }
     }
 }

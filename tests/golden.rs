@@ -1,7 +1,7 @@
 //! The two real models against reference results: ids, logits, greedy steps, the trace, perplexity.
 //!
 //! Each test says its class of precision. **f32**: native or F32 weights, f32 activations and cache.
-//! **f16**: the same with a 16-bit cache.
+//! **f16**: the same with a 16-bit cache, or with 16-bit activations in products of many rows.
 
 mod support;
 
@@ -79,13 +79,23 @@ impl Model {
         Some(json["prompts"][prompt]["text"].as_str().unwrap().to_owned())
     }
 
-    /// An engine of 32-bit activations.
+    /// With activations of 32-bit floats.
     fn engine(self, device: Device, kv: KvType, weights: WeightStorage) -> Engine {
+        self.engine_with(Activations::F32, device, kv, weights)
+    }
+
+    fn engine_with(
+        self,
+        activations: Activations,
+        device: Device,
+        kv: KvType,
+        weights: WeightStorage,
+    ) -> Engine {
         let builder = Engine::builder(self.path())
+            .activations(activations)
             .device(device)
             .kv(kv)
-            .weights(weights)
-            .activations(Activations::F32);
+            .weights(weights);
         builder.context_length(1280).build().unwrap()
     }
 }
@@ -343,11 +353,11 @@ fn golden_gemma3_on_the_gpu() {
 }
 
 /// The class f16: a 16-bit cache. A software GPU is too slow for the perplexity, and for more than the
-/// short prompts' logits of gemma-3-270m.
-fn check_f16(model: Model, device: Device) {
+/// short prompts' logits of gemma-3-270m and of cooperative matrices.
+fn check_f16(model: Model, device: Device, activations: Activations) {
     let is_slow = matches!(device, Device::Gpu(_)) && !support::gpu_is_real();
-    let engine = model.engine(device, KvType::F16, WeightStorage::Native);
-    if is_slow && matches!(model, Model::Gemma3) {
+    let engine = model.engine_with(activations, device, KvType::F16, WeightStorage::Native);
+    if is_slow && (matches!(model, Model::Gemma3) || activations == Activations::F16) {
         return check_logits(model, &engine, &F16_BOUNDS, 0..8);
     }
     check_logits(model, &engine, &F16_BOUNDS, 0..9);
@@ -359,24 +369,36 @@ fn check_f16(model: Model, device: Device) {
 
 #[test]
 fn golden_smollm2_with_an_f16_cache_on_the_cpu() {
-    check_f16(Model::SmolLm2, Device::Cpu);
+    check_f16(Model::SmolLm2, Device::Cpu, Activations::F32);
 }
 
 #[test]
 fn golden_gemma3_with_an_f16_cache_on_the_cpu() {
-    check_f16(Model::Gemma3, Device::Cpu);
+    check_f16(Model::Gemma3, Device::Cpu, Activations::F32);
 }
 
 #[test]
 fn golden_smollm2_with_an_f16_cache_on_the_gpu() {
     let Some(device) = support::gpu() else { return };
-    check_f16(Model::SmolLm2, device);
+    check_f16(Model::SmolLm2, device, Activations::F32);
 }
 
 #[test]
 fn golden_gemma3_with_an_f16_cache_on_the_gpu() {
     let Some(device) = support::gpu() else { return };
-    check_f16(Model::Gemma3, device);
+    check_f16(Model::Gemma3, device, Activations::F32);
+}
+
+#[test]
+fn golden_smollm2_with_f16_activations_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_f16(Model::SmolLm2, device, Activations::F16);
+}
+
+#[test]
+fn golden_gemma3_with_f16_activations_on_the_gpu() {
+    let Some(device) = support::gpu() else { return };
+    check_f16(Model::Gemma3, device, Activations::F16);
 }
 
 /// Class f32: what a token gets does not depend on the tokens that ran beside it.

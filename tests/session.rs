@@ -7,7 +7,8 @@ mod tiny;
 use support::{centred_relative_error, devices, eval_in_chunks};
 use trueshot::gguf::WeightType;
 use trueshot::{
-    Device, Engine, Error, FinishReason, GenerateOptions, KvType, Message, SamplingOptions,
+    Activations, Device, Engine, Error, FinishReason, GenerateOptions, KvType, Message,
+    SamplingOptions,
 };
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
@@ -17,7 +18,7 @@ fn engine(device: Device) -> Engine {
     let gguf = tiny::gguf(WeightType::Q8_0, Some(TEMPLATE));
     Engine::builder_from(gguf)
         .device(device)
-        .activations(trueshot::Activations::F32)
+        .activations(Activations::F32)
         .kv(KvType::F32)
         .build()
         .unwrap()
@@ -70,7 +71,7 @@ fn devices_agree_with_the_reference_for_every_weight_type() {
             let gguf = tiny::gguf(ty, None);
             let engine = Engine::builder_from(gguf)
                 .device(device)
-                .activations(trueshot::Activations::F32)
+                .activations(Activations::F32)
                 .kv(KvType::F32)
                 .build()
                 .unwrap();

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use trueshot::gguf::Gguf;
-use trueshot::{Device, Engine, GenerateOptions, KvType, Progress, WeightStorage};
+use trueshot::{Activations, Device, Engine, GenerateOptions, KvType, Progress, WeightStorage};
 
 const HELP: &str = "\
 Options of every example:
@@ -19,6 +19,7 @@ Options of every example:
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
+  --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
   --prompt TEXT
   --max-tokens N     the longest answer [512]
   --temperature X    0 takes the most probable token [0.8]
@@ -39,6 +40,7 @@ pub struct Options {
     pub context: Option<usize>,
     pub weights: WeightStorage,
     pub kv: KvType,
+    pub activations: Activations,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
 }
@@ -57,6 +59,7 @@ impl Options {
             context: None,
             weights: WeightStorage::Native,
             kv: KvType::F16,
+            activations: Activations::Auto,
             prompt: None,
             generate: GenerateOptions::default(),
         };
@@ -96,6 +99,7 @@ impl Options {
             "kv" => {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
+            "activations" => self.activations = value(name, parser)?,
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
             "temperature" => sampling.temperature = value(name, parser)?,
@@ -129,6 +133,7 @@ impl Options {
             .device(self.device.clone())
             .weights(self.weights)
             .kv(self.kv)
+            .activations(self.activations)
             .progress(progress());
         if let Some(tokens) = self.context {
             builder = builder.context_length(tokens);

@@ -5,6 +5,7 @@ pub(crate) mod reference;
 pub(crate) mod wgpu;
 
 use crate::error::{Error, Result};
+use crate::gguf::WeightType;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, Plan, Step};
 use std::fmt;
@@ -79,17 +80,41 @@ impl fmt::Display for Device {
     }
 }
 
-/// The precision of activations in products with weights.
+/// What products with weights round their activations to. Sums are 32-bit floats always; what a device
+/// has no use for is 32-bit floats there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activations {
-    /// The fastest that the device is good at.
+    /// The fastest that the device is good at: [`Activations::Int8`] on most GPUs, [`Activations::F16`] on
+    /// Metal, [`Activations::F32`] on CPUs.
     #[default]
     Auto,
     /// 32-bit floats everywhere.
     F32,
-    /// 8-bit integers with a scale for each 32 elements, where few rows meet quantised weights on a
-    /// GPU; 32-bit floats elsewhere.
+    /// Batches of many rows: 16-bit floats, scaled row by row so that none overflows, where a GPU has
+    /// cooperative matrices. Batches of few rows: 32-bit floats.
+    F16,
+    /// Batches of few rows: 8-bit integers with a scale for each 32 elements, where they meet quantised
+    /// weights on a GPU. Batches of many rows: as [`Activations::F16`].
     Int8,
+}
+
+impl FromStr for Activations {
+    type Err = Error;
+
+    /// `auto`, `f32`, `f16` or `int8`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Activations::Auto),
+            "f32" => Ok(Activations::F32),
+            "f16" => Ok(Activations::F16),
+            "int8" => Ok(Activations::Int8),
+            _ => Err(Error::InvalidArgument {
+                name: "activations",
+                message: format!("`{text}`, expected auto, f32, f16 or int8"),
+            }),
+        }
+    }
 }
 
 /// What kind of hardware a device is.
@@ -143,20 +168,42 @@ pub(crate) struct Observation<'a> {
 /// Called after each step of an observed run. An error ends the run.
 pub(crate) type Observer<'a> = dyn FnMut(&Observation<'_>) -> Result<()> + 'a;
 
+/// What [`Activations`] come to on a device: what products round their activations to, by their rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rounding {
+    /// At most this many rows become 8-bit integers where the weights are quantised; 0 for none.
+    pub(crate) int8_rows: usize,
+    /// More rows than this become 16-bit floats where the weights [fit](Rounding::fits_f16) too.
+    pub(crate) f16_above: Option<usize>,
+}
+
+impl Rounding {
+    /// Whether weights become 16-bit floats without leaving their range.
+    pub(crate) fn fits_f16(weight: WeightType) -> bool {
+        !matches!(weight, WeightType::F32 | WeightType::BF16)
+    }
+
+    /// Whether a product of `n_rows` rows is one of 16-bit floats.
+    pub(crate) fn is_f16(&self, weight: WeightType, n_rows: usize) -> bool {
+        Rounding::fits_f16(weight) && self.f16_above.is_some_and(|above| n_rows > above)
+    }
+}
+
 /// A model's weights on a device.
 pub(crate) trait Backend: Send + Sync {
     /// The device.
     fn info(&self) -> &DeviceInfo;
+
+    /// What its products with weights round their activations to.
+    fn rounding(&self) -> Rounding {
+        Rounding::default()
+    }
 
     /// The most tokens that one batch should have here.
     fn preferred_rows(&self) -> usize;
 
     /// Bytes that a cache may take beside the weights; `None` where the device does not say.
     fn cache_budget_bytes(&self) -> Option<u64>;
-
-    /// Batches of at most this many rows round activations to int8 in products with quantised
-    /// weights; 0 for none.
-    fn int8_rows(&self, activations: Activations) -> usize;
 
     /// Makes room for one session: scratch buffers and a zeroed cache.
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>>;
@@ -186,6 +233,15 @@ mod tests {
         for text in ["auto", "cpu", "gpu", "gpu:1", "gpu:llvmpipe", "reference"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn activations_are_read_or_refused() {
+        assert_eq!("f16".parse::<Activations>().unwrap(), Activations::F16);
+        assert_eq!("int8".parse::<Activations>().unwrap(), Activations::Int8);
+        assert_eq!("auto".parse::<Activations>().unwrap(), Activations::Auto);
+        let error = "half".parse::<Activations>().unwrap_err().to_string();
+        assert!(error.contains("expected auto, f32, f16 or int8"), "{error}");
     }
 
     #[test]

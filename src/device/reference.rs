@@ -1,6 +1,6 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
-use super::{Activations, Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
@@ -42,10 +42,6 @@ impl Backend for ReferenceBackend {
         let weights = self.weights.stored_bytes();
         // The caches here are f32 whatever their type, which is at least half as wide.
         super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
-    }
-
-    fn int8_rows(&self, _activations: Activations) -> usize {
-        0
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

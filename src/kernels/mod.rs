@@ -7,8 +7,10 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod embed;
+pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
 pub(crate) mod matmul;
+pub(crate) mod matmul_coop;
 pub(crate) mod matvec;
 pub(crate) mod matvec_int8;
 pub(crate) mod quantize;
@@ -79,6 +81,10 @@ pub(crate) struct Uses {
     pub(crate) kv: bool,
     /// Sums over a workgroup (`common/reduce_*.wgsl`).
     pub(crate) reduce: bool,
+    /// 16-bit floats.
+    pub(crate) f16: bool,
+    /// Cooperative matrices ([`matmul_coop::Tile::source`]).
+    pub(crate) tile: bool,
 }
 
 impl Uses {
@@ -87,6 +93,8 @@ impl Uses {
         integers: false,
         kv: false,
         reduce: false,
+        f16: false,
+        tile: false,
     };
 }
 
@@ -99,16 +107,20 @@ pub(crate) struct Variant {
     pub(crate) kv: KvType,
     /// Whether subgroup operations may be used.
     pub(crate) subgroups: bool,
+    /// What a workgroup computes, for kernels that use cooperative matrices.
+    pub(crate) tile: Option<matmul_coop::Tile>,
 }
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 12] = [
+pub(crate) const ALL: [&Kernel; 14] = [
     &add::KERNEL,
     &attention::KERNEL,
     &embed::KERNEL,
+    &f16_rows::KERNEL,
     &gated_activation::KERNEL,
     &matmul::KERNEL,
+    &matmul_coop::KERNEL,
     &matvec::KERNEL,
     &matvec_int8::KERNEL,
     &quantize::KERNEL,
@@ -121,7 +133,16 @@ pub(crate) const ALL: [&Kernel; 12] = [
 impl Kernel {
     /// The whole WGSL text of a variant: shared parts first, the kernel last.
     pub(crate) fn source(&self, variant: &Variant) -> String {
-        let mut source = String::from(include_str!("common/batch.wgsl"));
+        let mut source = String::new();
+        if self.uses.f16 {
+            source += "enable f16;\n";
+        }
+        let tile = variant.tile.filter(|_| self.uses.tile);
+        if let Some(tile) = tile {
+            source += "enable wgpu_cooperative_matrix;\n";
+            source += &tile.source();
+        }
+        source += include_str!("common/batch.wgsl");
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");
             source += repack::decoder(variant.weight);

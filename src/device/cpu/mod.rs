@@ -14,7 +14,7 @@ mod simd;
 mod tests;
 mod weights;
 
-use super::{Activations, Backend, DeviceInfo, DeviceKind, Executor};
+use super::{Backend, DeviceInfo, DeviceKind, Executor};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
@@ -105,10 +105,6 @@ impl Backend for CpuBackend {
 
     fn cache_budget_bytes(&self) -> Option<u64> {
         available_memory_bytes()
-    }
-
-    fn int8_rows(&self, _activations: Activations) -> usize {
-        0
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

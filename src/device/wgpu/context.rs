@@ -3,6 +3,7 @@
 use super::pipelines::PipelineCache;
 use crate::device::{Device, DeviceInfo, DeviceKind, GpuChoice};
 use crate::error::{Error, Result};
+use crate::kernels::matmul_coop::CooperativeMatrix;
 use std::fmt;
 use std::sync::{Arc, OnceLock, mpsc};
 
@@ -12,11 +13,16 @@ use std::sync::{Arc, OnceLock, mpsc};
 pub struct GpuFeatures {
     /// Sums across the lanes of a subgroup.
     pub subgroups: bool,
+    /// Products of small matrices of 16-bit floats by a subgroup (they need `subgroups`).
+    pub cooperative_matrices: bool,
 }
 
 impl Default for GpuFeatures {
     fn default() -> Self {
-        GpuFeatures { subgroups: true }
+        GpuFeatures {
+            subgroups: true,
+            cooperative_matrices: true,
+        }
     }
 }
 
@@ -29,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) limits: wgpu::Limits,
     /// What was asked for and is there.
     pub(crate) features: wgpu::Features,
+    /// The cooperative matrices that kernels may use.
+    pub(crate) cooperative_matrix: Option<CooperativeMatrix>,
     pub(super) pipelines: PipelineCache,
     /// The first failure that no call could be blamed for.
     failure: Arc<OnceLock<String>>,
@@ -83,6 +91,52 @@ fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
             .to_owned(),
         n_threads: 0,
     }
+}
+
+/// What cooperative matrices need.
+const COOPERATION: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP);
+
+/// The largest cooperative matrices of an adapter that the kernels can use.
+fn cooperative_matrix(adapter: &wgpu::Adapter) -> Option<CooperativeMatrix> {
+    // A driver may list shapes and still lack the feature; asking for it would panic then.
+    if !adapter.features().contains(COOPERATION) {
+        return None;
+    }
+    let info = adapter.get_info();
+    let properties = adapter.cooperative_matrix_properties();
+    let subgroups = match info.backend {
+        // wgpu says 4 to 64 for all that Metal runs on; Apple's own GPUs have 32.
+        wgpu::Backend::Metal if info.name.starts_with("Apple") => [32, 32],
+        _ => [info.subgroup_min_size, info.subgroup_max_size],
+    };
+    let size = largest_matrix(&properties, subgroups)?;
+    Some(CooperativeMatrix {
+        size,
+        subgroup_size: subgroups[0] as usize,
+        from_vectors: info.backend != wgpu::Backend::Metal,
+    })
+}
+
+/// The size of the largest square matrices with 16-bit factors and 32-bit sums, where all subgroups
+/// are of one size, which a matrix divides.
+fn largest_matrix(
+    properties: &[wgpu::CooperativeMatrixProperties],
+    [least, most]: [u32; 2],
+) -> Option<usize> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let is_usable = |shape: &&wgpu::CooperativeMatrixProperties| {
+        shape.ab_type == F16
+            && shape.cr_type == F32
+            && shape.m_size == shape.n_size
+            && shape.m_size == shape.k_size
+            && [8, 16].contains(&shape.m_size)
+            && least.is_multiple_of(shape.m_size)
+    };
+    let usable = properties.iter().filter(is_usable);
+    let largest = usable.map(|shape| shape.m_size as usize).max();
+    largest.filter(|_| least == most)
 }
 
 /// The place in `infos` of the adapter that `choice` means.
@@ -148,9 +202,20 @@ impl Context {
     fn open(info: DeviceInfo, adapter: &wgpu::Adapter, features: GpuFeatures) -> Result<Context> {
         let mut wanted = wgpu::Features::empty();
         wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
+        let may_cooperate = features.subgroups && features.cooperative_matrices;
+        let cooperative_matrix = may_cooperate.then(|| cooperative_matrix(adapter)).flatten();
+        wanted.set(COOPERATION, cooperative_matrix.is_some());
+        #[expect(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
+        // SAFETY: the one experimental feature that is asked for is cooperative matrices, which the
+        // adapter has; the kernels use them as WGSL validation and the driver's list of shapes allow.
+        let experimental_features = match cooperative_matrix {
+            Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            None => wgpu::ExperimentalFeatures::disabled(),
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("trueshot"),
             required_features: wanted & adapter.features(),
+            experimental_features,
             required_limits: adapter.limits(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -176,6 +241,7 @@ impl Context {
         Ok(Context {
             limits: device.limits(),
             features: device.features(),
+            cooperative_matrix,
             pipelines: PipelineCache::default(),
             info,
             device,
@@ -402,6 +468,35 @@ mod tests {
         let choice = GpuChoice::Index(usize::MAX);
         let error = Context::new(&choice, GpuFeatures::default()).unwrap_err();
         assert!(matches!(error, Error::NoDevice { .. }), "{error}");
+    }
+
+    #[test]
+    fn matrices_are_used_where_they_are_square_with_f32_sums_and_subgroups_have_one_size() {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let shape = |[m_size, n_size, k_size]: [u32; 3], ab_type, cr_type| {
+            wgpu::CooperativeMatrixProperties {
+                m_size,
+                n_size,
+                k_size,
+                ab_type,
+                cr_type,
+                saturating_accumulation: false,
+            }
+        };
+        let small = shape([8, 8, 8], F16, F32);
+        let large = shape([16, 16, 16], F16, F32);
+        let flat = shape([16, 8, 16], F16, F32);
+        let f16_sums = shape([16, 16, 16], F16, F16);
+        let f32_factors = shape([8, 8, 8], F32, F32);
+        assert_eq!(largest_matrix(&[flat, small, large], [32, 32]), Some(16));
+        assert_eq!(largest_matrix(&[small, large], [8, 8]), Some(8));
+        assert_eq!(largest_matrix(&[small, large], [8, 32]), None);
+        assert_eq!(largest_matrix(&[small], [4, 4]), None);
+        assert_eq!(
+            largest_matrix(&[flat, f16_sums, f32_factors], [32, 32]),
+            None
+        );
+        assert_eq!(largest_matrix(&[], [32, 32]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::lower::{Dispatch, SessionBuffers, lower};
+use super::select::Choice;
 use crate::device::{Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kernels::{BatchParams, row_stride};
@@ -51,8 +52,9 @@ impl Rows {
 impl GpuExecutor {
     pub(super) fn new(shared: Arc<Shared>, plan: Arc<Plan>, kv: &KvLayout) -> Result<Self> {
         let context = &shared.context;
-        let buffers = SessionBuffers::new(context, &plan, kv)?;
-        let steps = lower(&shared, &plan, kv, &buffers)?;
+        let choice = Choice::new(context, shared.rounding, kv.ty);
+        let buffers = SessionBuffers::new(context, &plan, kv, &choice)?;
+        let steps = lower(&shared, &plan, kv, &buffers, &choice)?;
         let stride = row_stride(plan.buffer(plan.logits).width);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = (plan.max_outputs * stride * 4) as u64;

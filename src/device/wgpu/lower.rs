@@ -6,8 +6,7 @@ use super::pipelines::Pipeline;
 use super::select::{Choice, FEW_ROWS, Rows};
 use super::weights::WeightShard;
 use crate::error::Result;
-use crate::gguf::WeightType;
-use crate::kernels::{self, BatchParams, Kernel, row_stride};
+use crate::kernels::{self, BatchParams, Kernel, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
 use crate::plan::{BufferId, Extent, Op, Plan, Step};
@@ -39,10 +38,17 @@ pub(super) struct SessionBuffers {
     quantised: Vec<Option<[wgpu::Buffer; 2]>>,
     /// Keys and values of each layer.
     pub(super) caches: Vec<[wgpu::Buffer; 2]>,
+    /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
+    f16_rows: Option<[wgpu::Buffer; 2]>,
 }
 
 impl SessionBuffers {
-    pub(super) fn new(context: &Context, plan: &Plan, kv: &KvLayout) -> Result<Self> {
+    pub(super) fn new(
+        context: &Context,
+        plan: &Plan,
+        kv: &KvLayout,
+        choice: &Choice,
+    ) -> Result<Self> {
         use wgpu::BufferUsages as Usage;
         let create = |label: &str, bytes: u64, usage: Usage| {
             if usage.contains(Usage::STORAGE) && bytes > context.max_binding_bytes() {
@@ -80,6 +86,19 @@ impl SessionBuffers {
                 create(&format!("{} scales", buffer.name), n as u64 / 4, storage)?,
             ]))
         };
+        let f16_rows = || -> Result<[wgpu::Buffer; 2]> {
+            let halves = |step: &Step| match step.op {
+                Op::MatMul { src, .. } => {
+                    plan.max_rows_of(src) * row_stride(plan.buffer(src).width)
+                }
+                _ => 0,
+            };
+            let halves = plan.steps.iter().map(halves).max().unwrap_or(0);
+            Ok([
+                create("f16_rows", halves as u64 * 2, Usage::STORAGE)?,
+                create("f16_rows scales", plan.max_rows as u64 * 4, Usage::STORAGE)?,
+            ])
+        };
         let batch_bytes = size_of::<BatchParams>() as u64;
         Ok(SessionBuffers {
             batch: create("batch", batch_bytes, Usage::UNIFORM | Usage::COPY_DST)?,
@@ -100,6 +119,7 @@ impl SessionBuffers {
             caches: (0..kv.layers.len())
                 .map(cache)
                 .collect::<Result<Vec<_>>>()?,
+            f16_rows: choice.matrix.map(|_| f16_rows()).transpose()?,
         })
     }
 
@@ -114,7 +134,7 @@ struct Draft<'a> {
     rows: Rows,
     extent: Extent,
     kernel: &'static Kernel,
-    weight: Option<WeightType>,
+    variant: Variant,
     params: Vec<u8>,
     storage: Vec<&'a wgpu::Buffer>,
     grid: Box<dyn Fn(usize) -> [u32; 3] + Send>,
@@ -126,6 +146,7 @@ pub(super) fn lower(
     plan: &Plan,
     kv: &KvLayout,
     buffers: &SessionBuffers,
+    choice: &Choice,
 ) -> Result<Vec<Vec<Dispatch>>> {
     let tables = plan
         .rope_tables
@@ -138,33 +159,41 @@ pub(super) fn lower(
         kv,
         buffers,
         tables: &tables,
+        choice,
     };
     let mut drafts = Vec::new();
-    // Buffers whose int8 form is that of their present values.
+    // Buffers whose int8 form is that of their present values, and the one in `f16_rows`.
     let mut quantised = BTreeSet::new();
+    let mut in_f16 = None;
     for (index, step) in plan.steps.iter().enumerate() {
         if let Op::MatMul {
             src,
-            int8_rows: 1..,
+            weight,
+            int8_rows,
             ..
         } = step.op
-            && quantised.insert(src)
         {
-            drafts.extend(lowering.quantize(index, src));
+            if int8_rows > 0 && quantised.insert(src) {
+                drafts.extend(lowering.quantize(index, src));
+            }
+            let ty = shared.weights.get(weight).ty;
+            if choice.is_cooperative(ty) && in_f16.replace(src) != Some(src) {
+                drafts.extend(lowering.f16_rows(index, src));
+            }
         }
         drafts.extend(lowering.step(index, &step.op));
         if let Some(dst) = step.op.dst() {
             quantised.remove(&dst);
+            in_f16 = in_f16.filter(|src| *src != dst);
         }
     }
-    bind(shared, plan, kv, buffers, drafts)
+    bind(shared, plan, buffers, drafts)
 }
 
 /// Puts the parameters of all dispatches into one buffer and binds each to its own.
 fn bind(
     shared: &Shared,
     plan: &Plan,
-    kv: &KvLayout,
     buffers: &SessionBuffers,
     drafts: Vec<Draft<'_>>,
 ) -> Result<Vec<Vec<Dispatch>>> {
@@ -183,10 +212,6 @@ fn bind(
         context.queue.write_buffer(&params_buffer, 0, &params);
     })?;
 
-    let choice = Choice {
-        kv: kv.ty,
-        subgroups: context.subgroups(),
-    };
     let whole = |buffer| wgpu::BufferBinding {
         buffer,
         offset: 0,
@@ -194,10 +219,7 @@ fn bind(
     };
     let mut steps: Vec<Vec<Dispatch>> = plan.steps.iter().map(|_| Vec::new()).collect();
     for (draft, offset) in drafts.into_iter().zip(offsets) {
-        let variant = draft
-            .weight
-            .map_or(choice.plain(), |weight| choice.with_weight(weight));
-        let pipeline = context.pipeline(draft.kernel, &variant)?;
+        let pipeline = context.pipeline(draft.kernel, &draft.variant)?;
         let mut bindings = vec![
             whole(&buffers.batch),
             wgpu::BufferBinding {
@@ -233,6 +255,7 @@ struct Lowering<'a> {
     kv: &'a KvLayout,
     buffers: &'a SessionBuffers,
     tables: &'a [wgpu::Buffer],
+    choice: &'a Choice,
 }
 
 impl<'a> Lowering<'a> {
@@ -350,10 +373,10 @@ impl<'a> Lowering<'a> {
     ) -> Draft<'a> {
         Draft {
             step,
-            rows: Rows::Any,
+            rows: Rows::ANY,
             extent: self.plan.buffer(rows_like).extent,
             kernel,
-            weight: None,
+            variant: self.choice.plain(),
             params: bytemuck::bytes_of(&params).to_vec(),
             storage,
             grid: Box::new(move |n_rows| grid(&params, n_rows)),
@@ -373,10 +396,14 @@ impl<'a> Lowering<'a> {
                 };
                 let activation = self.buffers.activation(dst);
                 let storage = vec![&self.buffers.tokens, &shard.buffer, activation];
-                let weight = Some(shard.shard.ty);
+                let draft = self.plain(step, dst, &KERNEL, params, storage, grid);
+                let weight = shard.shard.ty;
                 Draft {
-                    weight,
-                    ..self.plain(step, dst, &KERNEL, params, storage, grid)
+                    variant: Variant {
+                        weight,
+                        ..draft.variant
+                    },
+                    ..draft
                 }
             })
             .collect()
@@ -403,13 +430,27 @@ impl<'a> Lowering<'a> {
         let storage = vec![self.buffers.activation(src), quants, scales];
         let draft = self.plain(step, src, &KERNEL, params, storage, grid);
         Some(Draft {
-            rows: Rows::Few,
+            rows: Rows::FEW,
+            ..draft
+        })
+    }
+
+    /// The rows of a buffer as 16-bit floats, for batches of many rows.
+    fn f16_rows(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
+        use kernels::f16_rows::{KERNEL, Params, grid};
+        let [halves, scales] = self.buffers.f16_rows.as_ref()?;
+        let extent = u32::from(self.plan.buffer(src).extent == Extent::Outputs);
+        let params = Params::new(self.width(src), extent);
+        let storage = vec![self.buffers.activation(src), halves, scales];
+        let draft = self.plain(step, src, &KERNEL, params, storage, grid);
+        Some(Draft {
+            rows: Rows::MANY,
             ..draft
         })
     }
 
     fn matmul(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
-        use kernels::{matmul, matvec, matvec_int8};
+        use kernels::{matmul, matmul_coop, matvec, matvec_int8};
         let Op::MatMul {
             src,
             weight,
@@ -442,39 +483,50 @@ impl<'a> Lowering<'a> {
                     self.buffers.activation(sum),
                 )
             });
-            let f32_storage = vec![weights, f32_src, bias, residual, product, sum];
+            let storage = |src: &[&'a wgpu::Buffer]| {
+                let mut storage = vec![weights];
+                storage.extend_from_slice(src);
+                storage.extend([bias, residual, product, sum]);
+                storage
+            };
+            let plain = |kernel, src: &[&'a wgpu::Buffer], grid| {
+                self.plain(step, dst, kernel, params, storage(src), grid)
+            };
             let few = match &self.buffers.quantised[src.0] {
                 Some([quants, scales]) if int8_rows > 0 => {
-                    let storage = vec![weights, quants, scales, bias, residual, product, sum];
-                    let grid = matvec_int8::grid;
-                    self.plain(step, dst, &matvec_int8::KERNEL, params, storage, grid)
+                    plain(&matvec_int8::KERNEL, &[quants, scales], matvec_int8::grid)
                 }
-                _ => {
-                    let storage = f32_storage.clone();
-                    self.plain(step, dst, &matvec::KERNEL, params, storage, matvec::grid)
-                }
+                _ => plain(&matvec::KERNEL, &[f32_src], matvec::grid),
             };
-            let many = self.plain(
-                step,
-                dst,
-                &matmul::KERNEL,
-                params,
-                f32_storage,
-                matmul::grid,
-            );
-            let weight = Some(shard.shard.ty);
-            [
-                Draft {
-                    rows: Rows::Few,
-                    weight,
-                    ..few
-                },
-                Draft {
-                    rows: Rows::Many,
-                    weight,
-                    ..many
-                },
-            ]
+            let mut drafts = vec![Draft {
+                rows: Rows::FEW,
+                ..few
+            }];
+            if let Some([halves, scales]) = &self.buffers.f16_rows {
+                let tiles = self.choice.tiles(shard.shard.ty, shard.shard.n_rows);
+                drafts.extend(tiles.into_iter().map(|(rows, tile)| {
+                    let draft = plain(&matmul_coop::KERNEL, &[halves, scales], matmul::grid);
+                    Draft {
+                        rows,
+                        variant: Variant {
+                            tile: Some(tile),
+                            ..draft.variant
+                        },
+                        grid: Box::new(move |n_rows| matmul_coop::grid(tile, &params, n_rows)),
+                        ..draft
+                    }
+                }));
+            }
+            if drafts.len() == 1 {
+                drafts.push(Draft {
+                    rows: Rows::MANY,
+                    ..plain(&matmul::KERNEL, &[f32_src], matmul::grid)
+                });
+            }
+            for draft in &mut drafts {
+                draft.variant.weight = shard.shard.ty;
+            }
+            drafts
         };
         let shards = self.shared.weights.shards(weight).iter();
         shards.flat_map(shard_drafts).collect()

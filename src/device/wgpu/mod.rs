@@ -3,6 +3,7 @@
 pub(crate) mod context;
 mod executor;
 mod lower;
+pub mod measure;
 mod pipelines;
 mod select;
 #[cfg(test)]
@@ -15,7 +16,7 @@ pub(crate) use context::{Context as Gpu, adapters};
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
-use super::{Activations, Backend, DeviceInfo, Executor};
+use super::{Activations, Backend, DeviceInfo, Executor, Rounding};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
@@ -33,6 +34,7 @@ pub(crate) struct GpuBackend {
 /// What the executors of one model have in common.
 pub(super) struct Shared {
     context: Context,
+    rounding: Rounding,
     weights: GpuWeights,
     rope_tables: Mutex<Vec<StoredTable>>,
 }
@@ -52,13 +54,16 @@ impl GpuBackend {
     pub(crate) fn new(
         weights: Weights,
         context: Context,
+        activations: Activations,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let rounding = select::rounding(activations, &context);
         let weights = GpuWeights::upload(&context, weights, progress)?;
         let rope_tables = Mutex::default();
         Ok(GpuBackend {
             shared: Arc::new(Shared {
                 context,
+                rounding,
                 weights,
                 rope_tables,
             }),
@@ -71,16 +76,16 @@ impl Backend for GpuBackend {
         &self.shared.context.info
     }
 
+    fn rounding(&self) -> Rounding {
+        self.shared.rounding
+    }
+
     fn preferred_rows(&self) -> usize {
         PREFILL_ROWS
     }
 
     fn cache_budget_bytes(&self) -> Option<u64> {
         None
-    }
-
-    fn int8_rows(&self, activations: Activations) -> usize {
-        select::int8_rows(activations, self.info())
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

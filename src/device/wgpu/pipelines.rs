@@ -3,6 +3,7 @@
 use super::context::Context;
 use crate::error::Result;
 use crate::gguf::WeightType;
+use crate::kernels::matmul_coop::Tile;
 use crate::kernels::{Access, BatchParams, Kernel, Variant};
 use crate::kv_cache::KvType;
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ struct Key {
     weight: Option<WeightType>,
     kv: Option<KvType>,
     subgroups: Option<bool>,
+    tile: Option<Tile>,
 }
 
 impl Key {
@@ -32,6 +34,7 @@ impl Key {
             weight: kernel.uses.weight.then_some(variant.weight),
             kv: kernel.uses.kv.then_some(variant.kv),
             subgroups: kernel.uses.reduce.then_some(variant.subgroups),
+            tile: variant.tile.filter(|_| kernel.uses.tile),
         }
     }
 }
@@ -220,6 +223,7 @@ mod tests {
         weight: WeightType::F32,
         kv: KvType::F32,
         subgroups: false,
+        tile: None,
     };
 
     const BROKEN: Kernel = Kernel {

@@ -1,61 +1,124 @@
 //! Which kernel a step gets: by the rows of the batch, and by what the adapter can do.
 
-use crate::device::{Activations, DeviceInfo, DeviceKind};
+use super::context::Context;
+use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
 use crate::kernels::Variant;
+use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
 use crate::kv_cache::KvType;
+use std::ops::RangeInclusive;
 
 /// Up to this many rows each row reads the weights for itself; more share them in tiles.
 pub(super) const FEW_ROWS: usize = 4;
 
-/// The batches that a dispatch is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rows {
-    Any,
-    Few,
-    Many,
-}
+/// Workgroups that keep a large GPU busy.
+const ENOUGH_WORKGROUPS: usize = 100;
+
+/// The numbers of rows that a dispatch is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rows(RangeInclusive<usize>);
 
 impl Rows {
-    pub(super) fn covers(self, n_rows: usize) -> bool {
-        match self {
-            Rows::Any => true,
-            Rows::Few => n_rows <= FEW_ROWS,
-            Rows::Many => n_rows > FEW_ROWS,
-        }
+    pub(super) const ANY: Rows = Rows(1..=usize::MAX);
+    pub(super) const FEW: Rows = Rows(1..=FEW_ROWS);
+    pub(super) const MANY: Rows = Rows(FEW_ROWS + 1..=usize::MAX);
+
+    pub(super) fn covers(&self, n_rows: usize) -> bool {
+        self.0.contains(&n_rows)
     }
 }
 
-/// The most rows that round their activations to int8.
-pub(super) fn int8_rows(activations: Activations, info: &DeviceInfo) -> usize {
-    let is_int8 = match activations {
-        Activations::F32 => false,
-        Activations::Int8 => true,
-        // Metal has no packed int8 dot product, and software gains nothing from it.
-        Activations::Auto => info.backend != "metal" && info.kind != DeviceKind::SoftwareGpu,
+/// What products round their activations to on an adapter.
+pub(super) fn rounding(activations: Activations, context: &Context) -> Rounding {
+    rounding_of(activations, &context.info, usable_matrix(context).is_some())
+}
+
+fn rounding_of(activations: Activations, info: &DeviceInfo, has_matrices: bool) -> Rounding {
+    let activations = match activations {
+        // Software gains nothing from small types, and Metal has no packed int8 dot product.
+        Activations::Auto if info.kind == DeviceKind::SoftwareGpu => Activations::F32,
+        Activations::Auto if info.backend == "metal" => Activations::F16,
+        Activations::Auto => Activations::Int8,
+        chosen => chosen,
     };
-    if is_int8 { FEW_ROWS } else { 0 }
+    Rounding {
+        int8_rows: if activations == Activations::Int8 {
+            FEW_ROWS
+        } else {
+            0
+        },
+        f16_above: (has_matrices && activations != Activations::F32).then_some(FEW_ROWS),
+    }
+}
+
+/// The cooperative matrices of an adapter that has room for their tiles.
+fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
+    let room = context.limits.max_compute_workgroup_storage_size as usize;
+    let fits = |&matrix: &CooperativeMatrix| {
+        let tile = Tile {
+            matrix,
+            is_large: false,
+        };
+        tile.workgroup_bytes() <= room
+    };
+    context.cooperative_matrix.filter(fits)
 }
 
 /// What every kernel of an executor is compiled for, but for the type of its weights.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
-    pub(super) kv: KvType,
-    pub(super) subgroups: bool,
+    kv: KvType,
+    subgroups: bool,
+    /// The cooperative matrices that products of many rows use; their small tile fits.
+    pub(super) matrix: Option<CooperativeMatrix>,
+    /// Bytes of workgroup memory that there are.
+    workgroup_bytes: usize,
 }
 
 impl Choice {
-    pub(super) fn with_weight(self, weight: WeightType) -> Variant {
-        Variant {
-            weight,
-            kv: self.kv,
-            subgroups: self.subgroups,
+    pub(super) fn new(context: &Context, rounding: Rounding, kv: KvType) -> Choice {
+        Choice {
+            kv,
+            subgroups: context.subgroups(),
+            matrix: usable_matrix(context).filter(|_| rounding.f16_above.is_some()),
+            workgroup_bytes: context.limits.max_compute_workgroup_storage_size as usize,
         }
     }
 
     /// The variant of a kernel that reads no matrix; the weight type is not looked at.
-    pub(super) fn plain(self) -> Variant {
-        self.with_weight(WeightType::F32)
+    pub(super) fn plain(&self) -> Variant {
+        Variant {
+            weight: WeightType::F32,
+            kv: self.kv,
+            subgroups: self.subgroups,
+            tile: None,
+        }
+    }
+
+    /// Whether a product of many rows with these weights is one for cooperative matrices.
+    pub(super) fn is_cooperative(&self, weight: WeightType) -> bool {
+        self.matrix.is_some() && Rounding::fits_f16(weight)
+    }
+
+    /// The tiles for a product of many rows with `n_out` rows of weights, each with the rows that it is
+    /// for; none where the product is not one for cooperative matrices.
+    pub(super) fn tiles(&self, weight: WeightType, n_out: usize) -> Vec<(Rows, Tile)> {
+        let Some(matrix) = self.matrix.filter(|_| self.is_cooperative(weight)) else {
+            return Vec::new();
+        };
+        let tile = |is_large| Tile { matrix, is_large };
+        let (small, large) = (tile(false), tile(true));
+        // Large tiles read less; small ones are more workgroups, and waste less on a few rows.
+        let enough = ENOUGH_WORKGROUPS.div_ceil(n_out.div_ceil(large.side()).max(1));
+        let first_large = (enough - 1) * large.side() + 1;
+        let first_large = first_large.max(small.side() + 1).max(FEW_ROWS + 1);
+        if large.workgroup_bytes() > self.workgroup_bytes {
+            return vec![(Rows::MANY, small)];
+        }
+        vec![
+            (Rows(FEW_ROWS + 1..=first_large - 1), small),
+            (Rows(first_large..=usize::MAX), large),
+        ]
     }
 }
 
@@ -63,13 +126,96 @@ impl Choice {
 mod tests {
     use super::*;
 
+    fn h200() -> Choice {
+        Choice {
+            kv: KvType::F16,
+            subgroups: true,
+            matrix: Some(CooperativeMatrix {
+                size: 16,
+                subgroup_size: 32,
+                from_vectors: true,
+            }),
+            workgroup_bytes: 49152,
+        }
+    }
+
     #[test]
     fn each_number_of_rows_has_one_kernel() {
-        for n_rows in 1..=513 {
-            let covering = [Rows::Few, Rows::Many]
-                .iter()
-                .filter(|rows| rows.covers(n_rows));
-            assert_eq!(covering.count(), 1, "{n_rows} rows");
+        for n_out in [1, 64, 576, 4096, 14336, 151_936] {
+            let tiles = h200().tiles(WeightType::Q4_0, n_out);
+            for n_rows in 1..=2049 {
+                let covers = |rows: &Rows| usize::from(rows.covers(n_rows));
+                assert_eq!(covers(&Rows::FEW) + covers(&Rows::MANY), 1, "{n_rows} rows");
+                let of_tiles: usize = tiles.iter().map(|(rows, _)| covers(rows)).sum();
+                assert_eq!(
+                    of_tiles,
+                    covers(&Rows::MANY),
+                    "{n_rows} rows, {n_out} outputs"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn activations_come_to_what_an_adapter_is_good_at() {
+        let rounds = |activations, backend: &str, kind, has_matrices| {
+            let info = DeviceInfo {
+                name: String::new(),
+                kind,
+                backend: backend.to_owned(),
+                driver: String::new(),
+                n_threads: 0,
+            };
+            let rounding = rounding_of(activations, &info, has_matrices);
+            (rounding.int8_rows > 0, rounding.f16_above.is_some())
+        };
+        use Activations::{Auto, F16, F32, Int8};
+        use DeviceKind::{DiscreteGpu, SoftwareGpu};
+        assert_eq!(rounds(Auto, "vulkan", DiscreteGpu, true), (true, true));
+        assert_eq!(rounds(Auto, "vulkan", DiscreteGpu, false), (true, false));
+        assert_eq!(rounds(Auto, "metal", DiscreteGpu, true), (false, true));
+        assert_eq!(rounds(Auto, "vulkan", SoftwareGpu, true), (false, false));
+        for kind in [DiscreteGpu, SoftwareGpu] {
+            assert_eq!(rounds(F32, "vulkan", kind, true), (false, false));
+            assert_eq!(rounds(F16, "vulkan", kind, true), (false, true));
+            assert_eq!(rounds(F16, "vulkan", kind, false), (false, false));
+            assert_eq!(rounds(Int8, "metal", kind, true), (true, true));
+            assert_eq!(rounds(Int8, "metal", kind, false), (true, false));
+        }
+    }
+
+    #[test]
+    fn tiles_are_large_where_that_leaves_enough_of_them() {
+        let is_large = |n_out, n_rows| {
+            let tiles = h200().tiles(WeightType::Q4_0, n_out);
+            let found = tiles.iter().find(|(rows, _)| rows.covers(n_rows));
+            found.unwrap().1.is_large
+        };
+        assert!(is_large(14336, 512) && is_large(4096, 512) && is_large(14336, 128));
+        assert!(!is_large(576, 512) && !is_large(1024, 512) && !is_large(151_936, 64));
+    }
+
+    #[test]
+    fn tiles_are_left_out_where_the_adapter_or_the_weights_do_not_allow_them() {
+        assert!(h200().tiles(WeightType::F32, 4096).is_empty());
+        assert!(h200().tiles(WeightType::BF16, 4096).is_empty());
+        let without = Choice {
+            matrix: None,
+            ..h200()
+        };
+        assert!(without.tiles(WeightType::Q4_0, 4096).is_empty());
+        let large = Tile {
+            matrix: h200().matrix.unwrap(),
+            is_large: true,
+        };
+        let with_memory = |workgroup_bytes| {
+            let choice = Choice {
+                workgroup_bytes,
+                ..h200()
+            };
+            choice.tiles(WeightType::Q4_0, 4096).len()
+        };
+        assert_eq!(with_memory(large.workgroup_bytes() - 1), 1);
+        assert_eq!(with_memory(large.workgroup_bytes()), 2);
     }
 }

@@ -13,7 +13,7 @@ mod tests;
 pub use report::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
 
 use crate::device::reference::ReferenceExecutor;
-use crate::device::{Executor, Observation};
+use crate::device::{Executor, Observation, Rounding};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
@@ -27,6 +27,7 @@ pub(crate) fn verify(
     weights: &Weights,
     plan: &Arc<Plan>,
     kv: &KvLayout,
+    rounding: Rounding,
     executor: &mut dyn Executor,
     tokens: &[u32],
     decode_tokens: usize,
@@ -34,6 +35,8 @@ pub(crate) fn verify(
     let mut verifier = Verifier {
         reference: ReferenceExecutor::new(weights.clone(), plan.clone(), kv),
         plan: plan.clone(),
+        weights: weights.clone(),
+        rounding,
         report: VerifyReport::default(),
     };
     let mut tokens = tokens.to_vec();
@@ -95,6 +98,8 @@ fn phase_of(batch: &Batch<'_>) -> Phase {
 struct Verifier {
     reference: ReferenceExecutor,
     plan: Arc<Plan>,
+    weights: Weights,
+    rounding: Rounding,
     report: VerifyReport,
 }
 
@@ -190,7 +195,15 @@ impl Verifier {
             (_, Some(dst)) => self.reference.buffer(dst).to_vec(),
             (_, None) => Vec::new(),
         };
-        let outcome = compare(seen.values, &expected, seen.width.max(1), tolerance(op));
+        let tolerance = match (op, op.dst()) {
+            (Op::MatMul { weight, .. }, Some(dst)) => {
+                let n_rows = plan.rows_of(dst, batch);
+                let ty = self.weights.get(*weight).ty;
+                tolerance(op, self.rounding.is_f16(ty, n_rows))
+            }
+            _ => tolerance(op, false),
+        };
+        let outcome = compare(seen.values, &expected, seen.width.max(1), tolerance);
         if outcome.wrong.is_some() {
             return outcome.wrong;
         }

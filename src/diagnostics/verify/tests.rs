@@ -2,7 +2,7 @@
 
 use super::{Finding, Phase, VerifyReport, verify};
 use crate::device::reference::ReferenceExecutor;
-use crate::device::{Executor, Observation, Observer};
+use crate::device::{Executor, Observation, Observer, Rounding};
 use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kv_cache::{KvLayout, KvType};
@@ -164,6 +164,10 @@ fn setup() -> Setup {
 const TOKENS: [u32; 5] = [1, 260, 270, 280, 290];
 
 fn run(step: &str, phase: Phase, fault: Fault) -> VerifyReport {
+    run_in(Rounding::default(), step, phase, fault)
+}
+
+fn run_in(rounding: Rounding, step: &str, phase: Phase, fault: Fault) -> VerifyReport {
     let Setup { weights, plan, kv } = setup();
     // A wrong epsilon is a wrong plan under the right names.
     let mut wrong = Plan::clone(&plan);
@@ -183,7 +187,7 @@ fn run(step: &str, phase: Phase, fault: Fault) -> VerifyReport {
         phase,
         fault,
     };
-    verify(&weights, &plan, &kv, &mut faulty, &TOKENS, 2).unwrap()
+    verify(&weights, &plan, &kv, rounding, &mut faulty, &TOKENS, 2).unwrap()
 }
 
 fn assert_names(step: &str, phase: Phase, fault: Fault) -> Finding {
@@ -241,6 +245,32 @@ fn verify_names_the_step_whose_tail_is_not_written() {
         );
         assert_names(step, Phase::Decode, Fault::TailColumns);
     }
+}
+
+#[test]
+fn verify_allows_f16_activations_their_rounding_and_no_more() {
+    let rounding = Rounding {
+        int8_rows: 0,
+        f16_above: Some(4),
+    };
+    let passes = |step, phase, fault| run_in(rounding, step, phase, fault).passed();
+    assert!(passes(
+        "blk.1.attn_output",
+        Phase::Prefill,
+        Fault::OneElement
+    ));
+    assert!(!passes(
+        "blk.1.attn_output",
+        Phase::Decode,
+        Fault::OneElement
+    ));
+    assert!(!passes(
+        "blk.1.attn_norm",
+        Phase::Prefill,
+        Fault::OneElement
+    ));
+    assert!(!passes("blk.0.ffn_up", Phase::Prefill, Fault::TailRow));
+    assert!(!passes("blk.0.ffn_up", Phase::Prefill, Fault::TailColumns));
 }
 
 #[test]

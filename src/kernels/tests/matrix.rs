@@ -2,15 +2,18 @@
 
 mod inputs;
 
-use self::inputs::{Case, EMBED_BOUND, Inputs, PRODUCT_BOUND, SCALE, Values, cases};
-use super::{gpu, padded, run_kernel, unwritten};
+use self::inputs::{Case, Class, EMBED_BOUND, Inputs, PRODUCT_BOUND, SCALE, Values, cases};
+use super::{SENTINEL, assert_close, gpu, padded, run_kernel, unwritten, unwritten_words};
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
+use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
 use crate::kernels::repack::Matrix;
 use crate::kernels::{
-    BatchParams, Kernel, Variant, embed, matmul, matvec, matvec_int8, quantize, row_stride,
+    BatchParams, Kernel, Variant, embed, f16_rows, matmul, matmul_coop, matvec, matvec_int8,
+    quantize, row_stride,
 };
 use crate::kv_cache::KvType;
+use half::f16;
 
 /// A kernel that computes a product.
 struct Product {
@@ -18,22 +21,26 @@ struct Product {
     grid: fn(&matmul::Params, usize) -> [u32; 3],
     /// Where it is not to be what the shape suggests.
     team_size: Option<u32>,
+    tile: Option<Tile>,
 }
 
 const MATMUL: Product = Product {
     kernel: matmul::KERNEL,
     grid: matmul::grid,
     team_size: None,
+    tile: None,
 };
 const MATVEC: Product = Product {
     kernel: matvec::KERNEL,
     grid: matvec::grid,
     team_size: None,
+    tile: None,
 };
 const MATVEC_INT8: Product = Product {
     kernel: matvec_int8::KERNEL,
     grid: matvec_int8::grid,
     team_size: None,
+    tile: None,
 };
 
 impl Product {
@@ -59,8 +66,16 @@ impl Product {
         }
     }
 
+    /// The class of precision that it is in.
+    fn class(&self) -> Class {
+        match self.tile {
+            None => Class::F32,
+            Some(_) => Class::F16,
+        }
+    }
+
     fn judge(&self, inputs: &Inputs, dst: &[f32]) -> Result<f64, String> {
-        inputs.judge_product(dst, &self.src(inputs))
+        inputs.judge_product(self.class(), dst, &self.src(inputs))
     }
 }
 
@@ -89,11 +104,44 @@ fn batch(n_rows: usize, n_outputs: usize) -> BatchParams {
     }
 }
 
-fn variant(inputs: &Inputs) -> Variant {
+/// The product by cooperative matrices, in every tile that there is room for; says so where there is none.
+fn cooperative(context: &Context) -> Vec<Product> {
+    let Some(matrix) = context.cooperative_matrix else {
+        println!("skipped: {} has no cooperative matrices", context.info.name);
+        return Vec::new();
+    };
+    let room = context.limits.max_compute_workgroup_storage_size as usize;
+    // Arrays of scalars do everywhere.
+    let ways = if matrix.from_vectors {
+        vec![true, false]
+    } else {
+        vec![false]
+    };
+    let tiles = ways.into_iter().flat_map(|from_vectors| {
+        let matrix = CooperativeMatrix {
+            from_vectors,
+            ..matrix
+        };
+        [false, true].map(|is_large| Tile { matrix, is_large })
+    });
+    let product = |tile| Product {
+        kernel: matmul_coop::KERNEL,
+        grid: matmul::grid,
+        team_size: None,
+        tile: Some(tile),
+    };
+    tiles
+        .filter(|tile| tile.workgroup_bytes() <= room)
+        .map(product)
+        .collect()
+}
+
+fn variant(inputs: &Inputs, tile: Option<Tile>) -> Variant {
     Variant {
         weight: inputs.case.ty,
         kv: KvType::F32,
         subgroups: false,
+        tile,
     }
 }
 
@@ -106,7 +154,6 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
         n_rows,
         ..
     } = inputs.case;
-    let src = product.src_buffers(inputs);
     // Where there is nothing to add, what is bound is not read.
     let padded_or_any = |values: &Option<Vec<f32>>| {
         values
@@ -123,6 +170,11 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
     };
     let mut dst = unwritten(n_rows + 1, n_out);
     let mut without_residual = dst.clone();
+    let batch = batch(n_tokens, n_outputs);
+    let src = match product.tile {
+        None => product.src_buffers(inputs),
+        Some(_) => run_f16_rows(context, inputs, batch, extent).to_vec(),
+    };
     for (shard, words) in inputs.shards() {
         let matrix = shard.matrix();
         let params = matmul::Params {
@@ -137,16 +189,20 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
             has_residual: u32::from(inputs.residual.is_some()),
             padding: [0; 3],
         };
+        let grid = match product.tile {
+            None => (product.grid)(&params, n_rows),
+            Some(tile) => matmul_coop::grid(tile, &params, n_rows),
+        };
         let mut storage: Vec<&[u8]> = vec![bytemuck::cast_slice(&words)];
         storage.extend(src.iter().map(Vec::as_slice));
         storage.extend([&bias[..], &residual, &without_residual, &dst]);
         let mut buffers = run_kernel(
             context,
             &product.kernel,
-            &variant(inputs),
-            batch(n_tokens, n_outputs),
+            &variant(inputs, product.tile),
+            batch,
             bytemuck::bytes_of(&params),
-            (product.grid)(&params, n_rows),
+            grid,
             &storage,
         );
         dst = buffers.pop().expect("dst is the last");
@@ -165,8 +221,36 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
 fn is_sum(dst: &[f32], product: &[f32], residual: &[f32]) -> bool {
     let mut sums = dst.iter().zip(product).zip(residual);
     sums.all(|((&dst, &product), &residual)| {
-        dst == product + residual || product.to_bits() == crate::kernels::tests::SENTINEL
+        let unwritten = |value: f32| value.to_bits() == SENTINEL;
+        dst == product + residual || unwritten(dst) && unwritten(product)
     })
+}
+
+/// The rows of `src` in 16-bit floats, and their scales.
+fn run_f16_rows(
+    context: &Context,
+    inputs: &Inputs,
+    batch: BatchParams,
+    extent: u32,
+) -> [Vec<u8>; 2] {
+    let Case { n_cols, n_rows, .. } = inputs.case;
+    let src = padded(&inputs.src, n_cols);
+    let params = f16_rows::Params::new(n_cols, extent);
+    let buffers = run_kernel(
+        context,
+        &f16_rows::KERNEL,
+        &variant(inputs, None),
+        batch,
+        bytemuck::bytes_of(&params),
+        f16_rows::grid(&params, n_rows),
+        &[
+            &src,
+            &unwritten_words(src.len() / 8),
+            &unwritten_words(n_rows),
+        ],
+    );
+    let [_, halves, scales] = buffers.try_into().unwrap();
+    [halves, scales]
 }
 
 /// `dst` of the embedding, `[n_rows + 1, row_stride(n_cols)]`: the last row is nobody's.
@@ -184,7 +268,7 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
         let mut buffers = run_kernel(
             context,
             kernel,
-            &variant(inputs),
+            &variant(inputs, None),
             batch(n_rows, 1),
             bytemuck::bytes_of(&params),
             embed::grid(&params, n_rows),
@@ -199,9 +283,9 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&dst)
 }
 
-fn check_products(context: &Context, product: &Product) {
+fn check_products(context: &Context, product: &Product, types: &[WeightType]) {
     let mut worst = 0.0_f64;
-    let types = WeightType::ALL.into_iter().filter(|ty| product.takes(*ty));
+    let types = types.iter().copied().filter(|ty| product.takes(*ty));
     for case in types.flat_map(cases) {
         let inputs = Inputs::new(case);
         match product.judge(&inputs, &run_product(context, &inputs, product)) {
@@ -209,11 +293,17 @@ fn check_products(context: &Context, product: &Product) {
             Err(message) => panic!("{}: {message}", product.kernel.name),
         }
     }
-    println!(
-        "{}: largest error {:.2} eps",
-        product.kernel.name,
-        worst * PRODUCT_BOUND
-    );
+    match product.tile {
+        None => println!(
+            "{}: largest error {:.2} eps",
+            product.kernel.name,
+            worst * PRODUCT_BOUND
+        ),
+        Some(tile) => println!(
+            "{}: largest error {worst:.3} of the bound, {tile:?}",
+            product.kernel.name
+        ),
+    }
 }
 
 #[test]
@@ -233,19 +323,110 @@ fn embed_agrees_with_its_twin_for_every_weight_type() {
 #[test]
 fn matmul_agrees_with_its_twin_for_every_weight_type() {
     let Some(context) = gpu() else { return };
-    check_products(context, &MATMUL);
+    check_products(context, &MATMUL, &WeightType::ALL);
 }
 
 #[test]
 fn matvec_agrees_with_its_twin_for_every_weight_type() {
     let Some(context) = gpu() else { return };
-    check_products(context, &MATVEC);
+    check_products(context, &MATVEC, &WeightType::ALL);
+}
+
+#[test]
+fn matmul_coop_agrees_with_its_twin_for_every_weight_type() {
+    let Some(context) = gpu() else { return };
+    for (index, product) in cooperative(context).iter().enumerate() {
+        let types = match index {
+            0 => &WeightType::ALL[..],
+            _ => &[WeightType::F16, WeightType::Q6_K],
+        };
+        check_products(context, product, types);
+    }
+}
+
+/// Rows that 16-bit floats could not hold side by side.
+#[test]
+fn matmul_coop_keeps_rows_of_any_magnitude() {
+    let Some(context) = gpu() else { return };
+    for product in cooperative(context) {
+        let mut inputs = Inputs::new(Case {
+            seed: 2,
+            ty: WeightType::Q8_0,
+            n_out: 33,
+            n_cols: 96,
+            n_rows: 9,
+            n_shards: 1,
+            bias: false,
+            residual: false,
+            values: Values::Usual,
+        });
+        let magnitudes = [1e6, 1e30, 1e-10, 0.0, 1e-20, 65504.0, 1e36, 1.0, 1e-30];
+        for (row, magnitude) in inputs.src.chunks_exact_mut(96).zip(magnitudes) {
+            row.iter_mut().for_each(|x| *x *= magnitude);
+        }
+        let dst = run_product(context, &inputs, &product);
+        product.judge(&inputs, &dst).unwrap();
+    }
+}
+
+#[test]
+fn f16_rows_matches_its_twin() {
+    let Some(context) = gpu() else { return };
+    if context.cooperative_matrix.is_none() {
+        return;
+    }
+    for (seed, ty, n_cols) in [
+        (1, WeightType::F32, 1),
+        (2, WeightType::F32, 2077),
+        (3, WeightType::Q8_0, 64),
+    ] {
+        let mut inputs = Inputs::new(Case {
+            seed,
+            ty,
+            n_out: 1,
+            n_cols,
+            n_rows: 7,
+            n_shards: 1,
+            bias: false,
+            residual: false,
+            values: Values::Usual,
+        });
+        let magnitudes = [1.0, 1e30, 1e-10, 0.0, 1e-30, 65504.0, 1e6];
+        for (row, magnitude) in inputs.src.chunks_exact_mut(n_cols).zip(magnitudes) {
+            row.iter_mut().for_each(|x| *x *= magnitude);
+        }
+        let mut want = vec![f16::ZERO; inputs.src.len()];
+        let mut want_scales = vec![0.0; 7];
+        f16_rows::twin(&inputs.src, n_cols, &mut want, &mut want_scales);
+
+        let [halves, scales] = run_f16_rows(context, &inputs, batch(7, 0), 0);
+        assert_eq!(
+            bytemuck::pod_collect_to_vec::<u8, f32>(&scales),
+            want_scales,
+            "seed {seed}"
+        );
+        let halves: Vec<f16> = bytemuck::pod_collect_to_vec(&halves);
+        let rows = halves
+            .chunks_exact(row_stride(n_cols))
+            .zip(want.chunks_exact(n_cols));
+        for (row, (got, want)) in rows.enumerate() {
+            assert!(
+                got[n_cols..].iter().all(|x| *x == f16::ZERO),
+                "seed {seed}, row {row}"
+            );
+            let [got, want] =
+                [&got[..n_cols], want].map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+            assert_close("f16_rows", seed, &(row, n_cols), &got, &want, |i| {
+                2.0_f64.powi(-10) * f64::from(want[i].abs()) + 2.0_f64.powi(-24)
+            });
+        }
+    }
 }
 
 #[test]
 fn matvec_int8_agrees_with_its_twin_for_every_quantised_weight_type() {
     let Some(context) = gpu() else { return };
-    check_products(context, &MATVEC_INT8);
+    check_products(context, &MATVEC_INT8, &WeightType::ALL);
 }
 
 #[test]
@@ -287,7 +468,8 @@ fn altered(kernel: &Kernel, from: &str, to: &str) -> Kernel {
         params_bytes,
         uses,
     } = *kernel;
-    let name = String::leak(format!("{name} with `{to}`"));
+    // Pipelines are kept by name.
+    let name = String::leak(format!("{name} with `{to}` for `{from}`"));
     Kernel {
         name,
         wgsl: String::leak(wgsl.replace(from, to)),
@@ -312,7 +494,8 @@ fn mistakes_in_the_kernels_are_found() {
         values: Values::Usual,
     };
     let inputs = Inputs::new(case);
-    for (product, from, to) in [
+    let cooperative = cooperative(context);
+    let mut mistakes = vec![
         (
             &MATVEC,
             "&& output < p.matrix.n_rows",
@@ -355,13 +538,46 @@ fn mistakes_in_the_kernels_are_found() {
         (&MATMUL, "unit < n_units", "unit + 1u < n_units"),
         (&MATMUL, "dot(weight2, src3)", "dot(weight2, src2)"),
         (&MATMUL, "= residual[row", "= residual[0u"),
-    ] {
+    ];
+    for product in &cooperative {
+        mistakes.extend([
+            (
+                product,
+                "output < p.matrix.n_rows",
+                "output + 1u < p.matrix.n_rows",
+            ),
+            (
+                product,
+                "output < p.matrix.n_rows",
+                "output <= p.matrix.n_rows",
+            ),
+            (product, "row < place.n_rows", "row <= place.n_rows"),
+            (product, "row < place.n_rows", "row + 1u < place.n_rows"),
+            (product, "unit < n_units", "unit + 1u < n_units"),
+            (product, " * scales[row]", ""),
+            (product, "= bias[column]", "= bias[output + 1u]"),
+            (product, "= residual[row", "= residual[0u"),
+            (product, "product[at] = value;", ""),
+            (
+                product,
+                "decode8(header, quarter + 1u)",
+                "decode8(header, quarter)",
+            ),
+            (
+                product,
+                "src_starts.y + next * 8u",
+                "src_starts.x + next * 8u",
+            ),
+            (product, "full = TILE_LENGTH - full;", ""),
+        ]);
+    }
+    for (product, from, to) in mistakes {
         let kernel = altered(&product.kernel, from, to);
         let mistaken = Product { kernel, ..*product };
         let dst = run_product(context, &inputs, &mistaken);
         assert!(
             product.judge(&inputs, &dst).is_err(),
-            "`{to}` was not noticed"
+            "`{to}` for `{from}` was not noticed"
         );
     }
     for (from, to) in [
@@ -370,6 +586,9 @@ fn mistakes_in_the_kernels_are_found() {
         ("row >= batch.n_rows", "row + 1u >= batch.n_rows"),
     ] {
         let dst = run_embed(context, &inputs, &altered(&embed::KERNEL, from, to));
-        assert!(inputs.judge_embed(&dst).is_err(), "`{to}` was not noticed");
+        assert!(
+            inputs.judge_embed(&dst).is_err(),
+            "`{to}` for `{from}` was not noticed"
+        );
     }
 }

@@ -6,6 +6,7 @@ mod matrix;
 mod quantize;
 mod translate;
 
+use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::{Kernel, ROW_ALIGNMENT, Variant, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
@@ -74,6 +75,7 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         weight: WeightType::F32,
         kv: KvType::F32,
         subgroups: false,
+        tile: None,
     };
     let mut variants = vec![any];
     if kernel.uses.weight {
@@ -82,6 +84,10 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
             .filter(|weight| !kernel.uses.integers || weight.block_len() > 1)
             .map(|weight| Variant { weight, ..any })
             .collect();
+    }
+    if kernel.uses.tile {
+        let with_each = |v| tiles().map(move |tile| Variant { tile, ..v });
+        variants = variants.into_iter().flat_map(with_each).collect();
     }
     if kernel.uses.kv {
         let both = |v| [KvType::F32, KvType::F16].map(|kv| Variant { kv, ..v });
@@ -92,6 +98,21 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         variants = variants.into_iter().flat_map(both).collect();
     }
     variants
+}
+
+/// Both tiles of NVIDIA, of Apple and of lavapipe.
+fn tiles() -> impl Iterator<Item = Option<Tile>> {
+    let matrices = [(16, 32, true), (8, 32, false), (8, 8, true)];
+    matrices
+        .into_iter()
+        .flat_map(|(size, subgroup_size, from_vectors)| {
+            let matrix = CooperativeMatrix {
+                size,
+                subgroup_size,
+                from_vectors,
+            };
+            [false, true].map(|is_large| Some(Tile { matrix, is_large }))
+        })
 }
 
 /// Rows of `width` elements as the GPU holds them: `row_stride` apart, padded with zeros.

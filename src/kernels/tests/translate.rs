@@ -1,9 +1,10 @@
 //! Every variant of every kernel as each backend will see it, and against its Rust declarations.
 
 use super::variants;
+use crate::kernels::matmul_coop::Tile;
 use crate::kernels::{
-    ALL, Access, BatchParams, Kernel, add, attention, embed, gated_activation, matmul, matvec,
-    quantize, rms_norm, rope, select_outputs, store_kv,
+    ALL, Access, BatchParams, Kernel, Variant, add, attention, embed, f16_rows, gated_activation,
+    matmul, matmul_coop, matvec, quantize, rms_norm, rope, select_outputs, store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -46,6 +47,11 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             padding
         }),
+        "f16_rows" => members!(f16_rows::Params {
+            stride,
+            extent,
+            padding
+        }),
         "gated_activation" => {
             members!(gated_activation::Params {
                 width,
@@ -55,6 +61,14 @@ fn params_members(kernel: &Kernel) -> Members {
             })
         }
         "matmul" => members!(matmul::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            extent,
+            has_bias,
+            has_residual
+        }),
+        "matmul_coop" => members!(matmul_coop::Params {
             matrix,
             src_stride,
             dst_stride,
@@ -100,15 +114,21 @@ fn params_members(kernel: &Kernel) -> Members {
     }
 }
 
-/// Parses and validates as wgpu does on a device with subgroups or without.
-fn parse(source: &str, subgroups: bool) -> Result<(Module, ModuleInfo), String> {
+/// Parses and validates as wgpu does on a device with what the variant of the kernel needs.
+fn parse(kernel: &Kernel, variant: &Variant, source: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32; // Vulkan, Metal and DX12 have it
-    capabilities.set(Capabilities::SUBGROUP, subgroups);
+    capabilities.set(Capabilities::SUBGROUP, has_subgroups(kernel, variant));
+    capabilities.set(Capabilities::SHADER_FLOAT16, kernel.uses.f16);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.uses.tile);
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| e.emit_to_string(source))?;
     Ok((module, info))
+}
+
+fn has_subgroups(kernel: &Kernel, variant: &Variant) -> bool {
+    kernel.uses.tile || kernel.uses.reduce && variant.subgroups
 }
 
 fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
@@ -164,7 +184,7 @@ fn check_bindings(module: &Module, kernel: &Kernel) -> Result<(), String> {
     })
 }
 
-fn check_workgroup(module: &Module) -> Result<(), String> {
+fn check_workgroup(module: &Module, tile: Option<Tile>) -> Result<(), String> {
     let [entry] = &module.entry_points[..] else {
         return Err(format!(
             "{} entry points, expected 1",
@@ -181,7 +201,9 @@ fn check_workgroup(module: &Module) -> Result<(), String> {
         },
     )?;
     let invocations: u32 = entry.workgroup_size.iter().product();
-    require(invocations <= MAX_INVOCATIONS && invocations != 32, || {
+    let is_apple = tile.is_none_or(|tile| !tile.matrix.from_vectors);
+    let is_avoided = is_apple && invocations == 32;
+    require(invocations <= MAX_INVOCATIONS && !is_avoided, || {
         format!("{invocations} invocations in a workgroup")
     })?;
     let mut layouter = naga::proc::Layouter::default();
@@ -196,9 +218,10 @@ fn check_workgroup(module: &Module) -> Result<(), String> {
     let bytes: u32 = globals
         .map(|(_, global)| layouter[global.ty].to_stride())
         .sum();
-    require(bytes <= MAX_WORKGROUP_BYTES, || {
-        format!("{bytes} bytes of workgroup memory")
-    })
+    let fits = tile.map_or(bytes <= MAX_WORKGROUP_BYTES, |tile| {
+        bytes as usize == tile.workgroup_bytes()
+    });
+    require(fits, || format!("{bytes} bytes of workgroup memory"))
 }
 
 /// Options as wgpu sets them for trusted shaders on macOS 12, the oldest that has what it needs.
@@ -328,8 +351,13 @@ fn check_subgroup_builtins(module: &Module) -> Result<(), String> {
     })
 }
 
-fn check(kernel: &Kernel, source: &str, members: &Members, subgroups: bool) -> Result<(), String> {
-    let (module, info) = parse(source, subgroups)?;
+fn check(
+    kernel: &Kernel,
+    variant: &Variant,
+    source: &str,
+    members: &Members,
+) -> Result<(), String> {
+    let (module, info) = parse(kernel, variant, source)?;
     let batch = members!(BatchParams {
         n_rows,
         position,
@@ -342,11 +370,17 @@ fn check(kernel: &Kernel, source: &str, members: &Members, subgroups: bool) -> R
         "`Params` is not padded".to_owned()
     })?;
     check_bindings(&module, kernel)?;
-    check_workgroup(&module)?;
-    check_subgroup_builtins(&module)?;
-    to_msl(&module, &info)?;
+    let tile = variant.tile.filter(|_| kernel.uses.tile);
+    check_workgroup(&module, tile)?;
     to_spirv(&module, &info)?;
-    to_hlsl(&module, &info, subgroups)?;
+    if tile.is_none_or(|tile| !tile.matrix.from_vectors) {
+        to_msl(&module, &info)?;
+    }
+    // DirectX 12 has no cooperative matrices, and 16-bit floats are there for them alone.
+    if !kernel.uses.f16 {
+        check_subgroup_builtins(&module)?;
+        to_hlsl(&module, &info, has_subgroups(kernel, variant))?;
+    }
     Ok(())
 }
 
@@ -355,8 +389,7 @@ fn every_variant_of_every_kernel_translates_and_matches_its_declaration() {
     for kernel in ALL {
         for variant in variants(kernel, true) {
             let source = kernel.source(&variant);
-            let subgroups = kernel.uses.reduce && variant.subgroups;
-            if let Err(error) = check(kernel, &source, &params_members(kernel), subgroups) {
+            if let Err(error) = check(kernel, &variant, &source, &params_members(kernel)) {
                 panic!("`{}` {variant:?}: {error}", kernel.name);
             }
         }
@@ -386,10 +419,17 @@ fn every_kernel_opens_with_its_header() {
 
 /// What [`check`] says of `add` after a replacement in its text.
 fn refusal(from: &str, to: &str) -> String {
-    let source = add::KERNEL.source(&variants(&add::KERNEL, true)[0]);
+    let variant = variants(&add::KERNEL, true)[0];
+    let source = add::KERNEL.source(&variant);
     assert!(source.contains(from), "`{from}` is not in the text");
     let source = source.replacen(from, to, 1);
-    check(&add::KERNEL, &source, &params_members(&add::KERNEL), false).unwrap_err()
+    check(
+        &add::KERNEL,
+        &variant,
+        &source,
+        &params_members(&add::KERNEL),
+    )
+    .unwrap_err()
 }
 
 #[test]
@@ -404,14 +444,15 @@ fn the_check_refuses_a_broken_kernel() {
     assert!(refusal("workgroup_size(64)", "workgroup_size(512)").contains("512 invocations"));
     assert!(refusal("workgroup_size(64)", "workgroup_size(32)").contains("32 invocations"));
     let lane = "@builtin(subgroup_invocation_id) lane: u32, @builtin(local_invocation_index)";
-    let source = rms_norm::KERNEL.source(&variants(&rms_norm::KERNEL, true)[1]);
+    let variant = variants(&rms_norm::KERNEL, true)[1];
+    let source = rms_norm::KERNEL.source(&variant);
     let source = source.replacen(
         "@builtin(local_invocation_index) lane",
         &format!("{lane} _lane"),
         1,
     );
     let members = params_members(&rms_norm::KERNEL);
-    let error = check(&rms_norm::KERNEL, &source, &members, true).unwrap_err();
+    let error = check(&rms_norm::KERNEL, &variant, &source, &members).unwrap_err();
     assert_eq!(error, "a subgroup builtin");
     let shared = "var<workgroup> large: array<vec4<f32>, 1025>;\n@compute";
     assert!(refusal("@compute", shared).contains("16400 bytes of workgroup memory"));

@@ -14,6 +14,15 @@ pub(super) const PRODUCT_BOUND: f64 = 4.0;
 /// The bound of `embed.wgsl`, in units of `f32::EPSILON * max |w| * |scale|` of the row.
 pub(super) const EMBED_BOUND: f64 = 2.0;
 
+/// How exact a product must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Class {
+    /// The bound of `matvec.wgsl`, `matvec_int8.wgsl` and `matmul.wgsl`.
+    F32,
+    /// That of `matmul_coop.wgsl`.
+    F16,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Values {
     /// Weights of several magnitudes, so that some scales are subnormal halves.
@@ -178,7 +187,12 @@ impl Inputs {
     }
 
     /// The largest error of a product with `src` in units of its bound; or what is wrong with it.
-    pub(super) fn judge_product(&self, dst: &[f32], src: &[f32]) -> Result<f64, String> {
+    pub(super) fn judge_product(
+        &self,
+        class: Class,
+        dst: &[f32],
+        src: &[f32],
+    ) -> Result<f64, String> {
         let decode = |row: usize, out: &mut [f32]| self.decode(row, out);
         let expected = self.product(&decode, src, |value| value);
         let decode = |row: usize, out: &mut [f32]| {
@@ -187,8 +201,17 @@ impl Inputs {
         };
         let src: Vec<f32> = src.iter().map(|value| value.abs()).collect();
         let sizes = self.product(&decode, &src, f32::abs);
-        self.judge(dst, self.case.n_out, &expected, |i| {
-            PRODUCT_BOUND * f64::from(sizes[i])
+        let Case { n_out, n_cols, .. } = self.case;
+        let src_sums: Vec<f64> = src
+            .chunks_exact(n_cols)
+            .map(|row| row.iter().map(|&x| f64::from(x)).sum())
+            .collect();
+        self.judge(dst, n_out, &expected, |i| match class {
+            Class::F32 => PRODUCT_BOUND * f64::from(sizes[i]),
+            Class::F16 => {
+                let absolute = 2.0_f64.powi(-25) * src_sums[i / n_out];
+                (2.0_f64.powi(-10) * f64::from(sizes[i]) + absolute) / f64::from(f32::EPSILON)
+            }
         })
     }
 

@@ -1,0 +1,183 @@
+//! The product of many rows with a weight matrix by cooperative matrices: prefill where there are any.
+//!
+//! WGSL can neither name a type by a constant nor index an array of matrices without the risk that
+//! it leaves the registers, so [`Tile::source`] writes what depends on the tile out in full.
+
+pub(crate) use super::matmul::Params;
+use super::{Access, Kernel, Uses, grid as grid_of};
+
+/// The kernel; its twin is [`super::matmul::twin`].
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "matmul_coop",
+    wgsl: include_str!("matmul_coop.wgsl"),
+    bindings: &[
+        ("weights", Access::Read),
+        ("src", Access::Read),
+        ("scales", Access::Read),
+        ("bias", Access::Read),
+        ("residual", Access::Read),
+        ("product", Access::ReadWrite),
+        ("dst", Access::ReadWrite),
+    ],
+    params_bytes: size_of::<Params>(),
+    uses: Uses {
+        weight: true,
+        f16: true,
+        tile: true,
+        ..Uses::NOTHING
+    },
+};
+
+/// What an adapter has of cooperative matrices: 16-bit factors, 32-bit sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CooperativeMatrix {
+    /// Rows and columns, 8 or 16.
+    pub(crate) size: usize,
+    /// Invocations of every subgroup, a multiple of `size`.
+    pub(crate) subgroup_size: usize,
+    /// Whether they are loaded from arrays of vectors, which Metal's cannot be.
+    pub(crate) from_vectors: bool,
+}
+
+/// What a workgroup computes: as many rows as outputs, by subgroups that have a block of matrices each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tile {
+    pub(crate) matrix: CooperativeMatrix,
+    pub(crate) is_large: bool,
+}
+
+/// Weights that a tile takes in at a time.
+const UNIT: usize = super::ROW_ALIGNMENT;
+/// Halves from a row of a tile to the next.
+const TILE_STRIDE: usize = UNIT + 8;
+
+impl Tile {
+    /// Subgroups, down and across.
+    fn subgroups(&self) -> [usize; 2] {
+        if self.is_large { [2, 4] } else { [2, 2] }
+    }
+
+    /// Matrices of a subgroup, down and across.
+    fn block(&self) -> [usize; 2] {
+        let side = self.matrix.subgroup_size / self.matrix.size;
+        if self.is_large {
+            [2 * side, side]
+        } else {
+            [side, side]
+        }
+    }
+
+    /// Rows and outputs; a workgroup has twice as many invocations.
+    pub(crate) fn side(&self) -> usize {
+        let [down, _] = self.subgroups();
+        let [block_down, _] = self.block();
+        down * block_down * self.matrix.size
+    }
+
+    /// Bytes of workgroup memory.
+    pub(crate) fn workgroup_bytes(&self) -> usize {
+        let [down, across] = self.subgroups();
+        let tiles = 2 * 2 * self.side() * TILE_STRIDE * 2;
+        tiles + down * across * self.matrix.size.pow(2) * 4
+    }
+
+    /// The part of the text that depends on the tile.
+    pub(crate) fn source(&self) -> String {
+        let size = self.matrix.size;
+        let [down, across] = self.subgroups();
+        let (element, halves) = if self.matrix.from_vectors {
+            ("vec4<f16>", 4)
+        } else {
+            ("f16", 1)
+        };
+        let mut text = format!(
+            "const SIZE = {size}u;\n\
+             const SUBGROUP_ROWS = {down}u;\n\
+             const SUBGROUP_COLUMNS = {across}u;\n\
+             const TILE = {side}u;\n\
+             const ELEMENT = {halves}u; // halves of an element of a tile\n\
+             alias Element = {element};\n\
+             alias MatA = coop_mat{size}x{size}<f16, A>;\n\
+             alias MatB = coop_mat{size}x{size}<f16, B>;\n\
+             alias MatC = coop_mat{size}x{size}<f32, C>;\n",
+            side = self.side(),
+        );
+        for tile in ["src", "weight"] {
+            let stores = if self.matrix.from_vectors {
+                format!("    {tile}_tiles[at] = vector;\n")
+            } else {
+                let store = |i| format!("    {tile}_tiles[at + {i}u] = vector[{i}];\n");
+                (0..4).map(store).collect()
+            };
+            text += &format!("fn put_{tile}4(at: u32, vector: vec4<f16>) {{\n{stores}}}\n");
+        }
+        self.write_sums(&mut text, halves);
+        text
+    }
+
+    /// The sums of a subgroup's block, and the functions that touch all of them.
+    fn write_sums(&self, text: &mut String, halves: usize) {
+        let size = self.matrix.size;
+        let [down, across] = self.subgroups();
+        let [rows, columns] = self.block();
+        let sums = || (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let mut line = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
+
+        for (row, column) in sums() {
+            line(format!("var<private> sum_{row}_{column}: MatC;"));
+        }
+        // Not left to an initial value: Metal does not say what that of a matrix is.
+        line("fn clear_sums(stage_at: u32) {".to_owned());
+        line("    let zeros = coopLoadT<MatC>(&stage[stage_at], STAGE_WIDTH);".to_owned());
+        for (row, column) in sums() {
+            line(format!("    sum_{row}_{column} = zeros;"));
+        }
+        line("}".to_owned());
+
+        line("fn multiply(src_at: u32, weight_at: u32) {".to_owned());
+        for step in 0..UNIT / size {
+            // Neighbouring matrices belong to neighbouring subgroups.
+            let offset = |index: usize, n_subgroups: usize| {
+                (index * n_subgroups * size * TILE_STRIDE + step * size) / halves
+            };
+            for column in 0..columns {
+                let at = offset(column, across);
+                line(format!(
+                    "    let b_{step}_{column} = coopLoad<MatB>(&weight_tiles[weight_at + {at}u], TILE_STRIDE);"
+                ));
+            }
+            for row in 0..rows {
+                let at = offset(row, down);
+                line(format!(
+                    "    let a_{step}_{row} = coopLoadT<MatA>(&src_tiles[src_at + {at}u], TILE_STRIDE);"
+                ));
+                for column in 0..columns {
+                    let sum = format!("sum_{row}_{column}");
+                    line(format!(
+                        "    {sum} = coopMultiplyAdd(a_{step}_{row}, b_{step}_{column}, {sum});"
+                    ));
+                }
+            }
+        }
+        line("}".to_owned());
+
+        line("fn finish_all(place: Place) {".to_owned());
+        for (row, column) in sums() {
+            line(format!(
+                "    finish(sum_{row}_{column}, {row}u, {column}u, place);"
+            ));
+        }
+        line("}".to_owned());
+    }
+}
+
+/// The grid for `n_rows` rows of `src`.
+pub(crate) fn grid(tile: Tile, params: &Params, n_rows: usize) -> [u32; 3] {
+    grid_of(
+        (params.matrix.n_rows as usize).div_ceil(tile.side()),
+        n_rows.div_ceil(tile.side()),
+    )
+}
