@@ -74,7 +74,7 @@ impl CpuBackend {
             driver: String::new(),
             n_threads,
         };
-        let weights = pool_weights(weights, &pool, progress)?;
+        let weights = CpuWeights::new(weights, &pool, available_memory_bytes(), progress)?;
         Ok(CpuBackend {
             shared: Arc::new(Shared {
                 weights,
@@ -84,14 +84,6 @@ impl CpuBackend {
             info,
         })
     }
-}
-
-fn pool_weights(
-    weights: Weights,
-    pool: &ThreadPool,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<CpuWeights> {
-    CpuWeights::new(weights, pool, available_memory_bytes(), progress)
 }
 
 impl Backend for CpuBackend {

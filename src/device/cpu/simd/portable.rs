@@ -4,7 +4,7 @@ use super::{RowCells, Rows};
 use crate::gguf::WeightType;
 
 /// Sums that run side by side.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// Weights that are decoded at a time: whole blocks of every type.
 const CHUNK: usize = 256;
@@ -41,50 +41,47 @@ pub(super) fn matvec(ty: WeightType, rows: &[u8], x: &[f32], out: &mut [f32]) {
 }
 
 fn matvec_row(ty: WeightType, bytes: &[u8], x: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let mut rest = 0.0;
     let mut weights = [0.0; CHUNK];
-    for (x, bytes) in x.chunks(CHUNK).zip(bytes.chunks(ty.row_bytes(CHUNK))) {
+    let chunks = x.chunks(CHUNK).zip(bytes.chunks(ty.row_bytes(CHUNK)));
+    let products = chunks.map(|(x, bytes)| {
         let weights = &mut weights[..x.len()];
         decode(ty, bytes, weights);
-        let (x_lanes, x_rest) = x.as_chunks::<LANES>();
-        let (w_lanes, w_rest) = weights.as_chunks::<LANES>();
-        for (x, w) in x_lanes.iter().zip(w_lanes) {
-            for lane in 0..LANES {
-                sums[lane] = multiply_add(x[lane], w[lane], sums[lane]);
-            }
-        }
-        rest += x_rest.iter().zip(w_rest).map(|(x, w)| x * w).sum::<f32>();
-    }
-    sum(sums) + rest
+        dot(weights, |weight| weight, x)
+    });
+    products.sum()
 }
 
 pub(super) fn dots(rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
-    match rows.cells {
-        RowCells::F32(cells) => dots_of(cells, |x| x, rows.stride, x, out),
-        RowCells::F16(cells) => dots_of(cells, f16_to_f32, rows.stride, x, out),
+    for (j, out) in out.iter_mut().enumerate() {
+        let cells = j * rows.stride..j * rows.stride + x.len();
+        *out = match rows.cells {
+            RowCells::F32(all) => dot(&all[cells], |cell| cell, x),
+            RowCells::F16(all) => dot(&all[cells], f16_to_f32, x),
+        };
     }
 }
 
-fn dots_of<T: Copy>(
-    cells: &[T],
-    widen: impl Fn(T) -> f32,
-    stride: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
+/// One product at a time: compilers do not vectorise tiles of several along the right dimension.
+fn dot<T: Copy>(cells: &[T], widen: impl Fn(T) -> f32, x: &[f32]) -> f32 {
+    let (cell_lanes, cell_rest) = cells.as_chunks::<LANES>();
     let (x_lanes, x_rest) = x.as_chunks::<LANES>();
-    for (j, out) in out.iter_mut().enumerate() {
-        let (lanes, rest) = cells[j * stride..][..x.len()].as_chunks::<LANES>();
-        let mut sums = [0.0; LANES];
-        for (cells, x) in lanes.iter().zip(x_lanes) {
-            for lane in 0..LANES {
-                sums[lane] = multiply_add(widen(cells[lane]), x[lane], sums[lane]);
-            }
+    let mut sums = [0.0; LANES];
+    for (cells, x) in cell_lanes.iter().zip(x_lanes) {
+        for ((sum, &cell), x) in sums.iter_mut().zip(cells).zip(x) {
+            *sum = multiply_add(widen(cell), *x, *sum);
         }
-        let rest = rest.iter().zip(x_rest).map(|(&cell, x)| widen(cell) * x);
-        *out = sum(sums) + rest.sum::<f32>();
     }
+    let rest: f32 = cell_rest
+        .iter()
+        .zip(x_rest)
+        .map(|(&cell, x)| widen(cell) * x)
+        .sum();
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+    }
+    sums[0] + rest
 }
 
 pub(super) fn weighted_sum(rows: Rows<'_>, weights: &[f32], out: &mut [f32]) {
@@ -116,49 +113,12 @@ pub(super) fn multiply(
     dst: &mut [&mut [f32]],
     at: usize,
 ) {
-    let (n_out, n_rows) = (panel.len() / n_cols, dst.len());
-    // What lies beyond the last row or output is computed as the last and dropped.
-    let row = |row: usize| &src[row.min(n_rows - 1) * src_stride..][..n_cols];
-    let weights = |j: usize| &panel[j.min(n_out - 1) * n_cols..][..n_cols];
-    for (tile_row, dst) in dst.chunks_mut(2).enumerate() {
-        let rows = [row(2 * tile_row), row(2 * tile_row + 1)];
-        for j in (0..n_out).step_by(2) {
-            let sums = tile(rows, [weights(j), weights(j + 1)]);
-            for (dst, sums) in dst.iter_mut().zip(sums) {
-                let outputs = &mut dst[at..at + n_out][j..];
-                outputs
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(output, sum)| *output += sum);
-            }
+    for (row, dst) in dst.iter_mut().enumerate() {
+        let src = &src[row * src_stride..][..n_cols];
+        for (output, weights) in dst[at..].iter_mut().zip(panel.chunks_exact(n_cols)) {
+            *output += dot(weights, |weight| weight, src);
         }
     }
-}
-
-/// The dot product of each of two rows with each of two rows of weights.
-fn tile(rows: [&[f32]; 2], weights: [&[f32]; 2]) -> [[f32; 2]; 2] {
-    let [(x0, x0_rest), (x1, x1_rest)] = rows.map(|row| row.as_chunks::<LANES>());
-    let [(w0, w0_rest), (w1, w1_rest)] = weights.map(|row| row.as_chunks::<LANES>());
-    let mut sums = [[[0.0; LANES]; 2]; 2];
-    for (((x0, x1), w0), w1) in x0.iter().zip(x1).zip(w0).zip(w1) {
-        for lane in 0..LANES {
-            sums[0][0][lane] = multiply_add(x0[lane], w0[lane], sums[0][0][lane]);
-            sums[0][1][lane] = multiply_add(x0[lane], w1[lane], sums[0][1][lane]);
-            sums[1][0][lane] = multiply_add(x1[lane], w0[lane], sums[1][0][lane]);
-            sums[1][1][lane] = multiply_add(x1[lane], w1[lane], sums[1][1][lane]);
-        }
-    }
-    let rest = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
-    [
-        [
-            sum(sums[0][0]) + rest(x0_rest, w0_rest),
-            sum(sums[0][1]) + rest(x0_rest, w1_rest),
-        ],
-        [
-            sum(sums[1][0]) + rest(x1_rest, w0_rest),
-            sum(sums[1][1]) + rest(x1_rest, w1_rest),
-        ],
-    ]
 }
 
 /// `a * b + c`, rounded once where that is a single instruction.
@@ -168,9 +128,4 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     } else {
         a * b + c
     }
-}
-
-fn sum(lanes: [f32; LANES]) -> f32 {
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
