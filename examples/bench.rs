@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::{Result, options};
 use trueshot::gguf::{Gguf, TensorType};
-use trueshot::{Engine, KvType, Session, WeightStorage};
+use trueshot::{Engine, GenerateOptions, KvType, SamplingOptions, Session, WeightStorage};
 
 const ABOUT: &str = "\
 bench: tokens a second, one line a test
@@ -15,7 +15,8 @@ bench: tokens a second, one line a test
 usage: cargo run --release --example bench -- [OPTIONS]
 
   --pp N             run a prompt of N tokens from an empty cache [512]; 0 leaves it out
-  --tg N             generate N tokens, each the most probable one [128]; 0 leaves it out
+  --tg N             generate and run N tokens [128]; 0 leaves it out
+  --sampled          choose them as the options say; without it each is the most probable one
   --repeat N         runs of each test, after one that does not count [5]
   --json             an object a line
 ";
@@ -25,12 +26,14 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result {
-    let (mut pp, mut tg, mut repeat, mut json) = (512, 128, 5, false);
+    let (mut pp, mut tg, mut repeat) = (512, 128, 5);
+    let (mut sampled, mut json) = (false, false);
     let mut options = options::Options::parse(ABOUT, |name, parser| {
         match name {
             "pp" => pp = options::value(name, parser)?,
             "tg" => tg = options::value(name, parser)?,
             "repeat" => repeat = options::value(name, parser)?,
+            "sampled" => sampled = true,
             "json" => json = true,
             _ => return Ok(false),
         }
@@ -39,7 +42,10 @@ fn bench() -> Result {
     if repeat == 0 {
         return Err("`--repeat 0`: expected at least 1".into());
     }
-    options.context = options.context.or(Some(pp.max(tg + 1)));
+    options.context = options.context.or(Some(pp.max(tg + 2)));
+    if !sampled {
+        options.generate.sampling = SamplingOptions::greedy();
+    }
     let (model, gguf) = options.open()?;
     let weight_type = match options.weights {
         WeightStorage::Native => main_type(&gguf).name(),
@@ -59,9 +65,9 @@ fn bench() -> Result {
         if n_tokens == 0 {
             continue;
         }
-        run(&mut session, n_tokens)?;
+        run(&mut session, n_tokens, &options.generate)?;
         let times = (0..repeat)
-            .map(|_| run(&mut session, n_tokens))
+            .map(|_| run(&mut session, n_tokens, &options.generate))
             .collect::<Result<Vec<_>>>()?;
         let line = Line {
             model: &model,
@@ -78,9 +84,9 @@ fn bench() -> Result {
 }
 
 /// Runs that many tokens and says how long they took.
-type Run = fn(&mut Session, usize) -> Result<Duration>;
+type Run = fn(&mut Session, usize, &GenerateOptions) -> Result<Duration>;
 
-fn run_prompt(session: &mut Session, n_tokens: usize) -> Result<Duration> {
+fn run_prompt(session: &mut Session, n_tokens: usize, _: &GenerateOptions) -> Result<Duration> {
     let vocab_size = session.engine().tokenizer().vocab_size();
     let tokens: Vec<u32> = (0..n_tokens)
         .map(|i| (i * 7919 % vocab_size) as u32)
@@ -91,20 +97,23 @@ fn run_prompt(session: &mut Session, n_tokens: usize) -> Result<Duration> {
     Ok(started.elapsed())
 }
 
-fn run_generation(session: &mut Session, n_tokens: usize) -> Result<Duration> {
+fn run_generation(
+    session: &mut Session,
+    n_tokens: usize,
+    options: &GenerateOptions,
+) -> Result<Duration> {
     let first = session.engine().tokenizer().bos().unwrap_or(0);
+    let options = GenerateOptions {
+        // The last token of an answer is not run.
+        max_tokens: n_tokens + 1,
+        ignore_eos: true,
+        ..options.clone()
+    };
     session.rewind(0)?;
-    let mut token = most_probable(session.eval(&[first])?);
+    session.eval(&[first])?;
     let started = Instant::now();
-    for _ in 0..n_tokens {
-        token = most_probable(session.eval(&[token])?);
-    }
+    session.generate("", &options)?.complete()?;
     Ok(started.elapsed())
-}
-
-fn most_probable(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    best.map_or(0, |(token, _)| token as u32)
 }
 
 /// The type that most of the file's bytes have.

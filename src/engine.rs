@@ -1,5 +1,6 @@
 //! The engine: a file and a device, made into a model that is ready to run.
 
+use crate::cache_file;
 use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
@@ -9,13 +10,14 @@ use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::{DecoderModel, DecoderSpec, WeightStorage, decoder_plan};
+use crate::model::{DecoderModel, DecoderSpec, WeightStorage, Weights, decoder_plan};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// The context without a wish from the caller, where the model and the memory allow it.
 const DEFAULT_CONTEXT_TOKENS: usize = 8192;
@@ -158,6 +160,10 @@ impl Engine {
         self.inner.kv.capacity
     }
 
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.inner.model.weights
+    }
+
     /// Bytes of the weights as the device holds them.
     pub fn weight_bytes(&self) -> u64 {
         self.inner.model.weights.stored_bytes()
@@ -215,6 +221,7 @@ pub struct EngineBuilder {
     activations: Activations,
     kv: KvType,
     threads: Option<usize>,
+    cache_folder: Option<PathBuf>,
     progress: Box<dyn FnMut(Progress) + Send>,
 }
 
@@ -229,6 +236,7 @@ impl EngineBuilder {
             activations: Activations::default(),
             kv: KvType::default(),
             threads: None,
+            cache_folder: cache_file::user_folder(),
             progress: Box::new(|_| ()),
         }
     }
@@ -275,6 +283,13 @@ impl EngineBuilder {
         self
     }
 
+    /// The folder that keeps compiled kernels for the next start, where the GPU's driver gives them out;
+    /// `None` keeps none. `trueshot` in the user's folder of caches without this.
+    pub fn cache_folder(mut self, folder: Option<PathBuf>) -> Self {
+        self.cache_folder = folder;
+        self
+    }
+
     /// Called during the load, from its thread.
     pub fn progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
@@ -293,8 +308,21 @@ impl EngineBuilder {
             Source::Path(path) => Gguf::open(path)?,
             Source::Open(gguf) => gguf,
         });
-        let model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
-        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        // Either takes some tenths of a second.
+        let (gpu, read) = rayon::join(
+            || {
+                open_gpu(
+                    &self.device,
+                    self.gpu_features,
+                    self.cache_folder.as_deref(),
+                )
+            },
+            || -> Result<_> {
+                let model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+                Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
+            },
+        );
+        let (model, tokenizer) = read?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             let message = format!(
                 "the tokenizer has {} tokens, the embedding {} rows",
@@ -314,33 +342,23 @@ impl EngineBuilder {
             })
         };
         let weights = model.weights.clone();
-        let features = self.gpu_features;
-        let mut on_cpu = |weights| -> Result<Box<dyn Backend>> {
-            Ok(Box::new(CpuBackend::new(
+        let gpu = gpu?;
+        let started = Instant::now();
+        let backend: Box<dyn Backend> = match (gpu, self.device) {
+            (Some(gpu), _) => Box::new(GpuBackend::new(
                 weights,
-                self.threads,
-                &mut report,
-            )?))
-        };
-        let backend = match self.device {
-            Device::Reference => Box::new(ReferenceBackend::new(weights)),
-            Device::Cpu => on_cpu(weights)?,
-            Device::Gpu(choice) => Box::new(GpuBackend::new(
-                weights,
-                Gpu::new(&choice, features)?,
+                gpu,
                 self.activations,
                 &mut report,
             )?),
-            Device::Auto => match Gpu::open_real(features) {
-                Some(gpu) => Box::new(GpuBackend::new(
-                    weights,
-                    gpu,
-                    self.activations,
-                    &mut report,
-                )?),
-                None => on_cpu(weights)?,
-            },
+            (None, Device::Reference) => Box::new(ReferenceBackend::new(weights)),
+            (None, _) => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
         };
+        log::info!(
+            "{} MiB of weights ready in {:.2} s",
+            model.weights.stored_bytes() >> 20,
+            started.elapsed().as_secs_f64()
+        );
         let kv = KvLayout {
             layers: model.spec.kv_layers(),
             capacity,
@@ -371,6 +389,26 @@ impl EngineBuilder {
                 first_executor: Mutex::new(Some(executor)),
             }),
         })
+    }
+}
+
+/// The GPU that a device means; `None` where it means none, or any and there is none.
+fn open_gpu(
+    device: &Device,
+    features: GpuFeatures,
+    cache_folder: Option<&Path>,
+) -> Result<Option<Gpu>> {
+    let gpu = match device {
+        Device::Cpu | Device::Reference => None,
+        Device::Gpu(choice) => Some(Gpu::new(choice, features)?),
+        Device::Auto => Gpu::open_real(features),
+    };
+    match (gpu, cache_folder) {
+        (Some(mut gpu), Some(folder)) => {
+            gpu.keep_pipelines(folder)?;
+            Ok(Some(gpu))
+        }
+        (gpu, _) => Ok(gpu),
     }
 }
 

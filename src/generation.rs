@@ -1,5 +1,6 @@
 //! The generate loop: sample, decode, stop; one token at a time, as the caller asks for them.
 
+use crate::device::TOKENS_AHEAD;
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, SamplingOptions, StopMatcher};
 use crate::session::Session;
@@ -17,16 +18,20 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether special tokens written out in the prompt (`<|im_start|>`) count as such.
     pub parse_special: bool,
+    /// Whether the answer goes on behind a token by which the model ends it, as if it were any other:
+    /// for measurements of a fixed length.
+    pub ignore_eos: bool,
 }
 
 impl Default for GenerateOptions {
-    /// 512 tokens, default sampling, no stop strings, special tokens parsed.
+    /// 512 tokens, default sampling, no stop strings, special tokens parsed, ends when the model says so.
     fn default() -> Self {
         GenerateOptions {
             max_tokens: 512,
             sampling: SamplingOptions::default(),
             stop: Vec::new(),
             parse_special: true,
+            ignore_eos: false,
         }
     }
 }
@@ -104,12 +109,22 @@ pub struct Completion {
 pub struct Generation<'a> {
     session: &'a mut Session,
     sampler: Sampler,
+    /// Of the tokens that the device chooses itself; `None` where the sampler chooses them here.
+    ahead: Option<Ahead>,
     decoder: StreamDecoder,
     stop: StopMatcher,
     options: GenerateOptions,
     stats: GenerateStats,
     finish_reason: Option<FinishReason>,
     failed: bool,
+}
+
+/// Positions of tokens that the device chooses ahead.
+struct Ahead {
+    /// The first that is not queued yet.
+    next: usize,
+    /// No token is needed from here on.
+    end: usize,
 }
 
 impl<'a> Generation<'a> {
@@ -126,7 +141,19 @@ impl<'a> Generation<'a> {
         let before = [&session.tokens()[..n_kept], prompt].concat();
         let decoder = tokenizer.decoder_after(&before)?;
         let started = Instant::now();
+        // The one place where it is decided who chooses.
+        let can_chain = match sampler.plain() {
+            Some(plain) => session.start_chain(&plain)?,
+            None => false,
+        };
         session.replace_tail(n_kept, prompt, Session::run_pending)?;
+        let ahead = can_chain.then(|| {
+            let next = session.tokens().len();
+            // Behind a full session a token is chosen still, as it may be the one that ends the answer.
+            let capacity = session.engine().context_length();
+            let end = next.saturating_add(options.max_tokens).min(capacity + 1);
+            Ahead { next, end }
+        });
         let stats = GenerateStats {
             n_prompt_tokens: prompt.len(),
             prompt_time: started.elapsed(),
@@ -137,6 +164,7 @@ impl<'a> Generation<'a> {
         Ok(Generation {
             session,
             sampler,
+            ahead,
             decoder,
             stop,
             options,
@@ -194,17 +222,9 @@ impl<'a> Generation<'a> {
         if self.stats.n_generated == self.options.max_tokens {
             return Ok(self.finish(FinishReason::MaxTokens));
         }
-        // The token before this one runs now, so that the last one of an answer never does in vain.
-        self.session.run_pending()?;
-        let n_tokens = self.session.engine().tokenizer().vocab_size();
-        let logits = &self.session.last_logits()[..n_tokens];
-        let token = self.sampler.sample(logits, self.session.tokens())?;
-        if self
-            .session
-            .engine()
-            .tokenizer()
-            .is_end_of_generation(token)
-        {
+        let token = self.next_token()?;
+        let tokenizer = self.session.engine().tokenizer();
+        if tokenizer.is_end_of_generation(token) && !self.options.ignore_eos {
             return Ok(self.finish(FinishReason::EndOfGeneration));
         }
         match self.session.push(token) {
@@ -221,6 +241,22 @@ impl<'a> Generation<'a> {
             token: Some(token),
             text: outcome.text,
         }))
+    }
+
+    fn next_token(&mut self) -> Result<u32> {
+        let position = self.session.tokens().len();
+        if let Some(ahead) = &mut self.ahead {
+            while ahead.next < ahead.end.min(position + 1 + TOKENS_AHEAD) {
+                self.session.queue_token(ahead.next, self.sampler.draw())?;
+                ahead.next += 1;
+            }
+            return self.session.read_token();
+        }
+        // The token before this one runs now, so that the last one of an answer never does in vain.
+        self.session.run_pending()?;
+        let n_tokens = self.session.engine().tokenizer().vocab_size();
+        let logits = &self.session.last_logits()[..n_tokens];
+        self.sampler.sample(logits, self.session.tokens())
     }
 
     /// Ends the answer with the text that was held back, if there is any.

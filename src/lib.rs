@@ -29,6 +29,7 @@ extern crate self as trueshot;
 #[path = "../tests/support/tiny.rs"]
 mod tiny;
 
+mod cache_file;
 mod chat_template;
 mod device;
 mod diagnostics;
@@ -48,8 +49,10 @@ pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
-pub use device::{Activations, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
-pub use diagnostics::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
+pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use diagnostics::{
+    Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
+};
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};
 pub use generation::{Completion, FinishReason, GenerateOptions, GenerateStats, Generation, Piece};

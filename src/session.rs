@@ -1,11 +1,13 @@
 //! A session: the tokens so far, and the loop that generates more.
 
 use crate::chat_template::Message;
-use crate::device::{Executor, Observation, Observer};
+use crate::device::{Executor, Observation, TokenChain};
+use crate::diagnostics::Profile;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generation::{GenerateOptions, Generation};
 use crate::plan::{Batch, Outputs};
+use crate::sampler::PlainSampling;
 
 /// One conversation with an engine's model: its tokens and their cache.
 pub struct Session {
@@ -153,7 +155,7 @@ impl Session {
         self.replace_tail(self.tokens.len(), tokens, |session| {
             let max_rows = session.engine.plan().max_outputs;
             while session.n_cached < session.tokens.len() {
-                session.run_batch(max_rows, Outputs::All, None)?;
+                session.run_batch(max_rows, Outputs::All, unobserved)?;
                 all.extend_from_slice(&session.logits);
             }
             Ok(())
@@ -171,6 +173,44 @@ impl Session {
         tokens: &[u32],
         observer: &mut dyn FnMut(Intermediate<'_>),
     ) -> Result<()> {
+        self.append_batch(tokens, |executor, batch, logits| {
+            let mut show = |seen: &Observation<'_>| {
+                observer(Intermediate {
+                    name: &seen.step.name,
+                    values: seen.values,
+                    width: seen.width,
+                });
+                Ok(())
+            };
+            executor.run(batch, logits, Some(&mut show))
+        })
+    }
+
+    /// Runs `tokens` as one batch and says how long each part of it took.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on a GPU without timestamps, else as [`Session::observe`].
+    pub fn profile(&mut self, tokens: &[u32]) -> Result<Profile> {
+        let engine = self.engine.clone();
+        self.append_batch(tokens, |executor, batch, logits| {
+            let times = executor.profile(batch, logits)?;
+            let (plan, weights) = (engine.plan(), engine.weights());
+            Ok(Profile::new(
+                times,
+                plan,
+                weights,
+                engine.kv_layout(),
+                batch,
+            ))
+        })
+    }
+
+    /// Appends `tokens` and runs them by `run`, as one batch with the logits of the last.
+    fn append_batch<T>(
+        &mut self,
+        tokens: &[u32],
+        run: impl FnOnce(&mut dyn Executor, &Batch<'_>, &mut Vec<f32>) -> Result<T>,
+    ) -> Result<T> {
         if self.n_cached < self.tokens.len() {
             self.run_pending()?;
         }
@@ -183,15 +223,7 @@ impl Session {
             });
         }
         self.replace_tail(self.tokens.len(), tokens, |session| {
-            let mut show = |seen: &Observation<'_>| {
-                observer(Intermediate {
-                    name: &seen.step.name,
-                    values: seen.values,
-                    width: seen.width,
-                });
-                Ok(())
-            };
-            session.run_batch(max_rows, Outputs::Last, Some(&mut show))
+            session.run_batch(max_rows, Outputs::Last, run)
         })
     }
 
@@ -218,12 +250,12 @@ impl Session {
 
     /// Keeps `n_kept` tokens, appends `tokens` and runs. On an error the tokens are as they were,
     /// though fewer of them may be in the cache.
-    pub(crate) fn replace_tail(
+    pub(crate) fn replace_tail<T>(
         &mut self,
         n_kept: usize,
         tokens: &[u32],
-        run: impl FnOnce(&mut Session) -> Result<()>,
-    ) -> Result<()> {
+        run: impl FnOnce(&mut Session) -> Result<T>,
+    ) -> Result<T> {
         let tail = self.tokens.split_off(n_kept);
         self.rewind(n_kept)?;
         let result = self.append(tokens).and_then(|()| run(self));
@@ -259,18 +291,18 @@ impl Session {
             } else {
                 Outputs::None
             };
-            self.run_batch(max_rows, outputs, None)?;
+            self.run_batch(max_rows, outputs, unobserved)?;
         }
         Ok(())
     }
 
-    /// Runs the next at most `max_rows` tokens.
-    fn run_batch(
+    /// Runs the next at most `max_rows` tokens by `run`.
+    fn run_batch<T>(
         &mut self,
         max_rows: usize,
         outputs: Outputs,
-        observer: Option<&mut Observer<'_>>,
-    ) -> Result<()> {
+        run: impl FnOnce(&mut dyn Executor, &Batch<'_>, &mut Vec<f32>) -> Result<T>,
+    ) -> Result<T> {
         let end = self.tokens.len().min(self.n_cached + max_rows);
         let batch = Batch {
             tokens: &self.tokens[self.n_cached..end],
@@ -278,13 +310,38 @@ impl Session {
             outputs,
         };
         self.logits_at = 0;
-        self.executor.run(&batch, &mut self.logits, observer)?;
+        let result = run(self.executor.as_mut(), &batch, &mut self.logits)?;
         check_logits(&self.logits, batch.position)?;
         self.n_cached = end;
         if batch.n_outputs() > 0 {
             self.logits_at = end;
         }
-        Ok(())
+        Ok(result)
+    }
+
+    /// Whether the device will choose the tokens behind those of the session itself.
+    pub(crate) fn start_chain(&mut self, sampling: &PlainSampling) -> Result<bool> {
+        match self.executor.chain() {
+            Some(chain) => chain.start(sampling),
+            None => Ok(false),
+        }
+    }
+
+    /// Has the device choose the token at `position`, once it has run the one before; see [`TokenChain`].
+    pub(crate) fn queue_token(&mut self, position: usize, random: u32) -> Result<()> {
+        if position > self.logits_at {
+            // The logits on the device will be those of a token that the session does not have yet.
+            self.logits_at = 0;
+        }
+        started(self.executor.chain()).queue(position, random)
+    }
+
+    /// Waits for the token behind those of the session, which the device has chosen.
+    pub(crate) fn read_token(&mut self) -> Result<u32> {
+        let token = started(self.executor.chain()).read()?;
+        // It was chosen from the logits of the token before it, which is thus in the cache.
+        self.n_cached = self.tokens.len();
+        Ok(token)
     }
 
     /// The logits of the last token that ran, `[vocab_size] f32`.
@@ -292,6 +349,14 @@ impl Session {
         let vocab_size = self.engine.spec().vocab_size;
         &self.logits[self.logits.len().saturating_sub(vocab_size)..]
     }
+}
+
+fn unobserved(executor: &mut dyn Executor, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<()> {
+    executor.run(batch, logits, None)
+}
+
+fn started(chain: Option<&mut dyn TokenChain>) -> &mut dyn TokenChain {
+    chain.expect("a chain that has been started is there")
 }
 
 /// The last line of defence: logits that are all zero, or not numbers, are an error and not an answer.

@@ -222,6 +222,25 @@ fn bench_writes_an_object_a_line() {
 }
 
 #[test]
+fn profile_has_a_line_for_each_kind_of_step() {
+    let args = ["--device", "cpu", "--tg", "8", "--repeat", "1"];
+    let output = run("profile", &args);
+    assert_succeeds(&output);
+    let text = stdout(&output);
+    let row = |step: &str| {
+        let line = text.lines().find(|line| line.starts_with(step));
+        line.unwrap_or_else(|| panic!("`{step}` is not in: {text}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(row("ffn_gate")[1], "30");
+    assert_eq!(row("result_output")[1], "1");
+    assert_eq!(row("484")[1], "dispatches:");
+    assert_eq!(row("unprofiled")[0], "unprofiled,");
+    assert_fails(&run("profile", &["--pp", "0"]), 1, &["--pp 0"]);
+}
+
+#[test]
 fn inspect_shows_every_part_of_a_model() {
     let output = run("inspect", &[]);
     assert_succeeds(&output);
@@ -252,7 +271,7 @@ fn inspect_ends_quietly_when_nobody_reads_on() {
 
 #[test]
 fn missing_file_is_named() {
-    for name in ["chat", "generate", "inspect", "verify", "bench"] {
+    for name in ["chat", "generate", "inspect", "verify", "bench", "profile"] {
         let output = run(name, &["--model", "no/such.gguf", "--prompt", "Hello"]);
         assert_fails(&output, 1, &["no/such.gguf"]);
     }
@@ -290,7 +309,7 @@ fn wrong_options_are_refused_by_name() {
 
 #[test]
 fn help_lists_the_options() {
-    for name in ["chat", "generate", "inspect", "verify", "bench"] {
+    for name in ["chat", "generate", "inspect", "verify", "bench", "profile"] {
         let output = run(name, &["--help"]);
         assert_succeeds(&output);
         let text = stdout(&output);

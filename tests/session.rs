@@ -4,38 +4,15 @@ mod support;
 #[path = "support/tiny.rs"]
 mod tiny;
 
+use std::collections::BTreeSet;
+use std::time::Duration;
 use support::{centred_relative_error, devices, eval_in_chunks};
+use tiny::{engine, greedy, tokens};
 use trueshot::gguf::WeightType;
 use trueshot::{
     Activations, Device, Engine, Error, FinishReason, GenerateOptions, KvType, Message,
-    SamplingOptions,
+    ProfiledDispatch,
 };
-
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
-                        {% if add_generation_prompt %}assistant:{% endif %}";
-
-fn engine(device: Device) -> Engine {
-    let gguf = tiny::gguf(WeightType::Q8_0, Some(TEMPLATE));
-    Engine::builder_from(gguf)
-        .device(device)
-        .activations(Activations::F32)
-        .kv(KvType::F32)
-        .build()
-        .unwrap()
-}
-
-fn tokens(n: usize) -> Vec<u32> {
-    let mut random = tiny::Random(3);
-    (0..n).map(|_| 259 + random.below(61) as u32).collect()
-}
-
-fn greedy(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
-        max_tokens,
-        sampling: SamplingOptions::greedy(),
-        ..Default::default()
-    }
-}
 
 /// Relative error that the order of summation explains, on every device.
 const CHUNK_BOUND: f64 = 1e-5;
@@ -167,108 +144,6 @@ fn tokens_outside_the_vocabulary_are_refused() {
 }
 
 #[test]
-fn generation_is_the_same_in_pieces_and_at_once() {
-    for device in devices() {
-        let engine = engine(device);
-        let mut session = engine.session().unwrap();
-        let mut streamed = String::new();
-        let mut generation = session.generate("w1 w2 w3", &greedy(12)).unwrap();
-        for piece in &mut generation {
-            streamed += &piece.unwrap().text;
-        }
-        assert_eq!(generation.finish_reason(), Some(&FinishReason::MaxTokens));
-        assert_eq!(generation.stats().n_generated, 12);
-        session.rewind(0).unwrap();
-        assert_eq!(
-            session
-                .generate("w1 w2 w3", &greedy(12))
-                .unwrap()
-                .text()
-                .unwrap(),
-            streamed
-        );
-        assert!(!streamed.is_empty());
-    }
-}
-
-#[test]
-fn generation_goes_on_where_the_last_one_stopped() {
-    let engine = engine(Device::Cpu);
-    let mut whole = engine.session().unwrap();
-    let expected = whole
-        .generate("w1 w2 w3", &greedy(10))
-        .unwrap()
-        .complete()
-        .unwrap();
-    let mut parts = engine.session().unwrap();
-    let mut tokens = Vec::new();
-    let first = parts
-        .generate("w1 w2 w3", &greedy(4))
-        .unwrap()
-        .complete()
-        .unwrap();
-    tokens.extend(first.tokens);
-    let second = parts.generate("", &greedy(6)).unwrap().complete().unwrap();
-    tokens.extend(second.tokens);
-    assert_eq!(tokens, expected.tokens);
-    assert_eq!(parts.tokens(), whole.tokens());
-}
-
-#[test]
-fn generation_ends_before_a_stop_string_that_spans_tokens() {
-    let engine = engine(Device::Cpu);
-    let mut session = engine.session().unwrap();
-    let text = session
-        .generate("w1 w2 w3", &greedy(12))
-        .unwrap()
-        .text()
-        .unwrap();
-    // Cut across a piece in the middle of the text.
-    let chars: Vec<char> = text.chars().collect();
-    let middle = chars.len() / 2;
-    let stop: String = chars[middle - 1..middle + 2].iter().collect();
-    let expected = &text[..text.find(&stop).unwrap()];
-    session.rewind(0).unwrap();
-    let options = GenerateOptions {
-        stop: vec![stop.clone()],
-        ..greedy(12)
-    };
-    let completion = session
-        .generate("w1 w2 w3", &options)
-        .unwrap()
-        .complete()
-        .unwrap();
-    assert_eq!(completion.text, expected);
-    assert_eq!(completion.finish_reason, FinishReason::Stop(stop));
-}
-
-#[test]
-fn sampled_generation_repeats_with_its_seed() {
-    let mut session = engine(Device::Cpu).session().unwrap();
-    let mut generate = |seed| {
-        session.rewind(0).unwrap();
-        let sampling = SamplingOptions {
-            seed: Some(seed),
-            ..Default::default()
-        };
-        let options = GenerateOptions {
-            max_tokens: 20,
-            sampling,
-            ..Default::default()
-        };
-        session
-            .generate("w5", &options)
-            .unwrap()
-            .complete()
-            .unwrap()
-            .tokens
-    };
-    let first = generate(11);
-    assert_eq!(generate(11), first);
-    assert_ne!(generate(12), first);
-}
-
-#[test]
 fn chat_runs_only_what_the_session_has_not_seen() {
     let engine = engine(Device::Cpu);
     let mut session = engine.session().unwrap();
@@ -344,37 +219,46 @@ fn observed_steps_carry_the_plans_names_in_order() {
 }
 
 #[test]
-fn generation_without_a_prompt_goes_on_from_what_was_evaluated() {
-    let engine = engine(Device::Cpu);
-    let mut session = engine.session().unwrap();
-    let prompt = engine.tokenizer().encode("w1 w2 w3", true, true).unwrap();
-    let expected = session
-        .generate("w1 w2 w3", &greedy(6))
-        .unwrap()
-        .complete()
-        .unwrap();
-    session.rewind(0).unwrap();
-    session.eval(&prompt).unwrap();
-    let again = session
-        .generate("", &greedy(6))
-        .unwrap()
-        .complete()
-        .unwrap();
-    assert_eq!(again.tokens, expected.tokens);
-    // Rewound behind the prompt, the logits of its last token are had once more.
-    session.rewind(prompt.len()).unwrap();
-    let again = session
-        .generate("", &greedy(6))
-        .unwrap()
-        .complete()
-        .unwrap();
-    assert_eq!(again.tokens, expected.tokens);
-    session.rewind(0).unwrap();
-    let empty = session.generate("", &greedy(6)).err();
-    assert!(
-        empty.is_none(),
-        "the beginning of text alone is a prompt: {empty:?}"
-    );
+fn profile_covers_every_step_and_leaves_the_session_as_eval_does() {
+    for device in devices() {
+        let engine = engine(device.clone());
+        let mut session = engine.session().unwrap();
+        session.eval(&tokens(5)).unwrap();
+        let profile = session.profile(&tokens(3)).unwrap();
+        let profiled = session.eval(&tokens(2)).unwrap().to_vec();
+        let mut expected = engine.session().unwrap();
+        let all = [tokens(5), tokens(3), tokens(2)].concat();
+        let error = centred_relative_error(&profiled, expected.eval(&all).unwrap());
+        assert!(error <= CHUNK_BOUND, "{device}: {error:e}");
+
+        let named: BTreeSet<&str> = profile
+            .dispatches
+            .iter()
+            .flat_map(|dispatch| dispatch.steps.iter().map(String::as_str))
+            .collect();
+        let steps = engine.plan().steps.iter().map(|step| step.name.as_str());
+        assert_eq!(named, steps.collect(), "{device}");
+
+        // Matrices 2 * rows * elements; of attention 6 + 7 + 8 positions, 4 heads of 16.
+        let sum = |count: fn(&ProfiledDispatch) -> u64| -> u64 {
+            profile.dispatches.iter().map(count).sum()
+        };
+        let layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96;
+        let attention = (6 + 7 + 8) * 4 * 4 * 16;
+        let products = 2 * 3 * layer * 2 + 2 * 64 * 320;
+        assert_eq!(sum(|d| d.operations), products + 2 * attention, "{device}");
+        // Q8_0: 34 bytes for 32 weights; the cache: 3 rows stored and 8 read, keys and values, f32.
+        let matrices = (2 * layer + (320 + 3) * 64) * 34 / 32;
+        let cache = 2 * (3 + 8) * 2 * 32 * 4;
+        assert_eq!(sum(|d| d.bytes), matrices + cache, "{device}");
+        assert!(profile.total_time() > Duration::ZERO, "{device}");
+
+        let too_many = vec![260; engine.plan().max_rows + 1];
+        assert!(matches!(
+            session.profile(&too_many),
+            Err(Error::InvalidArgument { name: "tokens", .. })
+        ));
+    }
 }
 
 #[test]
@@ -404,7 +288,12 @@ fn engines_and_sessions_go_to_other_threads() {
     is_sync::<Engine>();
     is_send::<trueshot::Session>();
     is_send::<trueshot::EngineBuilder>();
-    let engine = engine(Device::Cpu);
+    for device in devices() {
+        answers_the_same_in_threads(&engine(device));
+    }
+}
+
+fn answers_the_same_in_threads(engine: &Engine) {
     let texts: Vec<String> = std::thread::scope(|scope| {
         let answer = || {
             engine

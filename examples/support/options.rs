@@ -20,6 +20,8 @@ Options of every example:
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
+  --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
+                     [that of the user]
   --prompt TEXT
   --max-tokens N     the longest answer [512]
   --temperature X    0 takes the most probable token [0.8]
@@ -41,6 +43,7 @@ pub struct Options {
     pub weights: WeightStorage,
     pub kv: KvType,
     pub activations: Activations,
+    pub cache: Option<PathBuf>,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
 }
@@ -60,6 +63,7 @@ impl Options {
             weights: WeightStorage::Native,
             kv: KvType::F16,
             activations: Activations::Auto,
+            cache: None,
             prompt: None,
             generate: GenerateOptions::default(),
         };
@@ -100,6 +104,7 @@ impl Options {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
             "activations" => self.activations = value(name, parser)?,
+            "cache" => self.cache = Some(parser.value()?.into()),
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
             "temperature" => sampling.temperature = value(name, parser)?,
@@ -135,6 +140,10 @@ impl Options {
             .kv(self.kv)
             .activations(self.activations)
             .progress(progress());
+        if let Some(folder) = &self.cache {
+            let folder = Some(folder.clone()).filter(|folder| folder != Path::new("none"));
+            builder = builder.cache_folder(folder);
+        }
         if let Some(tokens) = self.context {
             builder = builder.context_length(tokens);
         }

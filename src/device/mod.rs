@@ -8,9 +8,11 @@ use crate::error::{Error, Result};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, Plan, Step};
+use crate::sampler::PlainSampling;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,8 +82,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// What products with weights round their activations to. Sums are 32-bit floats always; what a device
-/// has no use for is 32-bit floats there.
+/// What products with weights, and attention, round their activations to. Sums are 32-bit floats always;
+/// what a device has no use for is 32-bit floats there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activations {
@@ -92,7 +94,8 @@ pub enum Activations {
     /// 32-bit floats everywhere.
     F32,
     /// Batches of many rows: 16-bit floats, scaled row by row so that none overflows, where a GPU has
-    /// cooperative matrices. Batches of few rows: 32-bit floats.
+    /// cooperative matrices; attention rounds a cache of 32-bit floats likewise. Batches of few rows:
+    /// 32-bit floats.
     F16,
     /// Batches of few rows: 8-bit integers with a scale for each 32 elements, where they meet quantised
     /// weights on a GPU. Batches of many rows: as [`Activations::F16`].
@@ -168,7 +171,8 @@ pub(crate) struct Observation<'a> {
 /// Called after each step of an observed run. An error ends the run.
 pub(crate) type Observer<'a> = dyn FnMut(&Observation<'_>) -> Result<()> + 'a;
 
-/// What [`Activations`] come to on a device: what products round their activations to, by their rows.
+/// What [`Activations`] come to on a device: what products, and attention, round their activations
+/// to, by their rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rounding {
     /// At most this many rows become 8-bit integers where the weights are quantised; 0 for none.
@@ -183,10 +187,63 @@ impl Rounding {
         !matches!(weight, WeightType::F32 | WeightType::BF16)
     }
 
+    /// Whether attention of `n_rows` rows may be one of 16-bit floats.
+    pub(crate) fn is_f16_attention(&self, n_rows: usize) -> bool {
+        self.f16_above.is_some_and(|above| n_rows > above)
+    }
+
     /// Whether a product of `n_rows` rows is one of 16-bit floats.
     pub(crate) fn is_f16(&self, weight: WeightType, n_rows: usize) -> bool {
         Rounding::fits_f16(weight) && self.f16_above.is_some_and(|above| n_rows > above)
     }
+}
+
+/// What the times of a profile were read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Clock {
+    /// The GPU's, when a dispatch ended and the one before it had: a dispatch's time has in it what it
+    /// waited, and the times of a batch add up to all of it.
+    Dispatches,
+    /// The GPU's, at both ends of a pass for each dispatch.
+    Passes,
+    /// The host's, from the end of a step to the end of the next.
+    Host,
+}
+
+/// How long each dispatch of a batch took.
+pub(crate) struct BatchTimes {
+    pub(crate) clock: Clock,
+    /// In the order of execution; without the overhead.
+    pub(crate) dispatches: Vec<DispatchTime>,
+    /// What reading the clock added to each time.
+    pub(crate) overhead: Duration,
+}
+
+impl BatchTimes {
+    /// Times that have in them what reading the clock took, of a batch that took `total` without.
+    pub(crate) fn new(clock: Clock, mut dispatches: Vec<DispatchTime>, total: Duration) -> Self {
+        let sum: Duration = dispatches.iter().map(|dispatch| dispatch.time).sum();
+        let overhead = sum.saturating_sub(total) / dispatches.len().max(1) as u32;
+        for dispatch in &mut dispatches {
+            dispatch.time = dispatch.time.saturating_sub(overhead);
+        }
+        BatchTimes {
+            clock,
+            dispatches,
+            overhead,
+        }
+    }
+}
+
+/// How long a dispatch took: a run of a kernel, or a step where a device has no kernels of its own.
+pub(crate) struct DispatchTime {
+    /// The step at whose turn it ran.
+    pub(crate) step: usize,
+    /// The steps whose results it wrote; none where it prepared the input of its step.
+    pub(crate) writes: Vec<usize>,
+    pub(crate) kernel: Option<&'static str>,
+    pub(crate) time: Duration,
 }
 
 /// A model's weights on a device.
@@ -222,6 +279,55 @@ pub(crate) trait Executor: Send {
         logits: &mut Vec<f32>,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()>;
+
+    /// As [`Executor::run`], and says how long each dispatch took.
+    fn profile(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<BatchTimes> {
+        let mut dispatches = Vec::new();
+        let mut started = Instant::now();
+        let mut observer = |seen: &Observation<'_>| {
+            dispatches.push(DispatchTime {
+                step: seen.index,
+                writes: vec![seen.index],
+                kernel: None,
+                time: started.elapsed(),
+            });
+            started = Instant::now();
+            Ok(())
+        };
+        self.run(batch, logits, Some(&mut observer))?;
+        Ok(BatchTimes {
+            clock: Clock::Host,
+            dispatches,
+            overhead: Duration::ZERO,
+        })
+    }
+
+    /// For devices that can choose tokens themselves.
+    fn chain(&mut self) -> Option<&mut dyn TokenChain> {
+        None
+    }
+}
+
+/// So many tokens are queued on a device while the host reads the one before them.
+pub(crate) const TOKENS_AHEAD: usize = 2;
+
+/// Tokens that a device chooses by itself and runs, each from the logits of the one before.
+pub(crate) trait TokenChain {
+    /// Makes ready to choose behind the last batch, which gave the logits of its last token. Choices that
+    /// were not read are forgotten. False where the device cannot choose as `sampling` says.
+    fn start(&mut self, sampling: &PlainSampling) -> Result<bool>;
+
+    /// Queues the choice of the token at `position` by a random number. It goes by the logits of the
+    /// last batch at first, and then by those of the token queued before it, which runs for that.
+    ///
+    /// The caller lets no more than [`TOKENS_AHEAD`] + 1 wait to be read.
+    fn queue(&mut self, position: usize, random: u32) -> Result<()>;
+
+    /// Waits for the oldest choice that was not read.
+    ///
+    /// # Errors
+    /// [`Error::WrongResult`] for logits that cannot be right, [`Error::Gpu`].
+    fn read(&mut self) -> Result<u32>;
 }
 
 #[cfg(test)]
@@ -233,6 +339,27 @@ mod tests {
         for text in ["auto", "cpu", "gpu", "gpu:1", "gpu:llvmpipe", "reference"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn reading_the_clock_is_taken_off_every_time_alike() {
+        let times = |times: &[u64], total| {
+            let dispatch = |&time: &u64| DispatchTime {
+                step: 0,
+                writes: vec![0],
+                kernel: None,
+                time: Duration::from_micros(time),
+            };
+            let dispatches = times.iter().map(dispatch).collect();
+            let times = BatchTimes::new(Clock::Passes, dispatches, Duration::from_micros(total));
+            let micros = |time: Duration| time.as_micros();
+            let rest: Vec<u128> = times.dispatches.iter().map(|d| micros(d.time)).collect();
+            (micros(times.overhead), rest)
+        };
+        assert_eq!(times(&[8, 12, 40], 45), (5, vec![3, 7, 35]));
+        assert_eq!(times(&[8, 12, 40], 70), (0, vec![8, 12, 40]));
+        assert_eq!(times(&[1, 20], 11), (5, vec![0, 15]));
+        assert_eq!(times(&[], 1), (0, vec![]));
     }
 
     #[test]

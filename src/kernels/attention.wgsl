@@ -26,6 +26,8 @@ struct Params {
 const MAX_QUADS: u32 = 128u; // of a head; at most two for each invocation
 const LOWEST: f32 = -1e30;   // below every score
 
+const WORKGROUP = 64u;
+
 var<workgroup> query: array<vec4<f32>, MAX_QUADS>;
 var<workgroup> weights: array<f32, WORKGROUP>;      // of the keys of a tile
 var<workgroup> slices: array<vec4<f32>, WORKGROUP>; // sums over a slice of the keys

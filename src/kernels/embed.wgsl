@@ -34,7 +34,7 @@ fn main(
     if shard_row >= p.matrix.n_rows {
         return;
     }
-    let header = unit_header(shard_row * p.matrix.units_per_row + eight / 4u);
+    let header = unit_header(p.matrix.planes, shard_row * p.matrix.units_per_row + eight / 4u);
     let weight = decode8(header, eight % 4u);
     let at = row * (p.dst_stride / 4u) + eight * 2u;
     dst[at] = weight.low * p.scale;

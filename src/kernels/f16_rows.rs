@@ -30,13 +30,13 @@ pub(crate) const KERNEL: Kernel = Kernel {
     wgsl: include_str!("f16_rows.wgsl"),
     bindings: &[
         ("src", Access::Read),
-        ("dst", Access::ReadWrite),
+        ("halves", Access::ReadWrite),
         ("scales", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
-        f16: true,
         reduce: true,
+        f16_rows: true,
         ..Uses::NOTHING
     },
 };

@@ -11,21 +11,27 @@ pub(crate) struct Params {
     pub(crate) width: u32,
     pub(crate) stride: u32,
     pub(crate) activation: u32,
-    pub(crate) padding: u32,
+    /// Whether `halves` and `scales` are written; where they are not, any buffer may be bound for them.
+    pub(crate) has_f16: u32,
 }
 
 impl Params {
+    /// Without 16-bit floats.
     pub(crate) fn new(width: usize, activation: Activation) -> Params {
-        let activation = match activation {
-            Activation::Silu => 0,
-            Activation::GeluTanh => 1,
-        };
         Params {
             width: width as u32,
             stride: row_stride(width) as u32,
-            activation,
-            padding: 0,
+            activation: number(activation),
+            has_f16: 0,
         }
+    }
+}
+
+/// What `common/activation.wgsl` calls it.
+pub(crate) fn number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
     }
 }
 
@@ -36,13 +42,20 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("gate", Access::Read),
         ("up", Access::Read),
         ("dst", Access::ReadWrite),
+        ("halves", Access::ReadWrite),
+        ("scales", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
-    uses: Uses::NOTHING,
+    uses: Uses {
+        activation: true,
+        reduce: true,
+        f16_rows: true,
+        ..Uses::NOTHING
+    },
 };
 
-pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
-    super::grid((params.width as usize).div_ceil(4 * 64), n_rows)
+pub(crate) fn grid(_: &Params, n_rows: usize) -> [u32; 3] {
+    super::grid(1, n_rows)
 }
 
 /// `dst = activation(gate) * up`, each `[n_rows, width]`.

@@ -5,7 +5,7 @@ use super::{Access, Kernel, Uses, grid as grid_of};
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-/// Parameters of this kernel, of [`super::matvec`] and of [`super::matvec_int8`].
+/// Parameters of this kernel and of [`super::matmul_coop`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub(crate) struct Params {
@@ -44,6 +44,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
+        output: true,
         ..Uses::NOTHING
     },
 };

@@ -5,6 +5,7 @@
 
 pub(crate) use super::matmul::Params;
 use super::{Access, Kernel, Uses, grid as grid_of};
+use std::fmt;
 
 /// The kernel; its twin is [`super::matmul::twin`].
 pub(crate) const KERNEL: Kernel = Kernel {
@@ -24,6 +25,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         weight: true,
         f16: true,
         tile: true,
+        output: true,
         ..Uses::NOTHING
     },
 };
@@ -39,52 +41,72 @@ pub(crate) struct CooperativeMatrix {
     pub(crate) from_vectors: bool,
 }
 
-/// What a workgroup computes: as many rows as outputs, by subgroups that have a block of matrices each.
+/// Weights that lie together.
+const UNIT: usize = super::ROW_ALIGNMENT;
+
+/// What a workgroup computes: rows and outputs, by subgroups that have a block of matrices each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tile {
     pub(crate) matrix: CooperativeMatrix,
-    pub(crate) is_large: bool,
+    /// Subgroups, down and across.
+    subgroups: [usize; 2],
+    /// Matrices of a subgroup, down and across.
+    block: [usize; 2],
+    /// Units of a row that a step takes in.
+    units: usize,
+    /// Workgroups from which on a large GPU is faster by this tile than by a smaller one.
+    pub(crate) enough_workgroups: usize,
 }
 
-/// Weights that a tile takes in at a time.
-const UNIT: usize = super::ROW_ALIGNMENT;
-/// Halves from a row of a tile to the next.
-const TILE_STRIDE: usize = UNIT + 8;
-
 impl Tile {
-    /// Subgroups, down and across.
-    fn subgroups(&self) -> [usize; 2] {
-        if self.is_large { [2, 4] } else { [2, 2] }
+    /// Every tile of such matrices, the largest first.
+    pub(crate) fn all(matrix: CooperativeMatrix) -> Vec<Tile> {
+        // A square of this many matrices is as wide as a subgroup has invocations.
+        let side = matrix.subgroup_size / matrix.size;
+        let half = side.div_ceil(2);
+        let tile = |subgroups, block, units, enough_workgroups| Tile {
+            matrix,
+            subgroups,
+            block,
+            units,
+            enough_workgroups,
+        };
+        let mut tiles = vec![
+            tile([2, 2], [2 * side, 2 * side], 1, 133),
+            tile([4, 2], [side, 2 * side], 2, 80),
+            tile([2, 2], [side, side], 2, 100),
+            tile([2, 2], [half, half], 2, 0),
+        ];
+        tiles.dedup_by_key(|tile| (tile.subgroups, tile.block, tile.units));
+        tiles
     }
 
-    /// Matrices of a subgroup, down and across.
-    fn block(&self) -> [usize; 2] {
-        let side = self.matrix.subgroup_size / self.matrix.size;
-        if self.is_large {
-            [2 * side, side]
-        } else {
-            [side, side]
-        }
+    /// Rows of `src`.
+    pub(crate) fn rows(&self) -> usize {
+        self.subgroups[0] * self.block[0] * self.matrix.size
     }
 
-    /// Rows and outputs; a workgroup has twice as many invocations.
-    pub(crate) fn side(&self) -> usize {
-        let [down, _] = self.subgroups();
-        let [block_down, _] = self.block();
-        down * block_down * self.matrix.size
+    /// Rows of the weights.
+    pub(crate) fn outputs(&self) -> usize {
+        self.subgroups[1] * self.block[1] * self.matrix.size
     }
 
     /// Bytes of workgroup memory.
     pub(crate) fn workgroup_bytes(&self) -> usize {
-        let [down, across] = self.subgroups();
-        let tiles = 2 * 2 * self.side() * TILE_STRIDE * 2;
+        let [down, across] = self.subgroups;
+        let tiles = (self.rows() + self.outputs()) * self.stride() * 2;
         tiles + down * across * self.matrix.size.pow(2) * 4
+    }
+
+    /// Halves from a row of a tile in workgroup memory to the next.
+    fn stride(&self) -> usize {
+        self.units * UNIT + 8
     }
 
     /// The part of the text that depends on the tile.
     pub(crate) fn source(&self) -> String {
         let size = self.matrix.size;
-        let [down, across] = self.subgroups();
+        let [down, across] = self.subgroups;
         let (element, halves) = if self.matrix.from_vectors {
             ("vec4<f16>", 4)
         } else {
@@ -94,19 +116,25 @@ impl Tile {
             "const SIZE = {size}u;\n\
              const SUBGROUP_ROWS = {down}u;\n\
              const SUBGROUP_COLUMNS = {across}u;\n\
-             const TILE = {side}u;\n\
+             const N_THREADS = {n_threads}u;\n\
+             const TILE_ROWS = {rows}u;\n\
+             const TILE_OUTPUTS = {outputs}u;\n\
+             const TILE_UNITS = {units}u;\n\
              const ELEMENT = {halves}u; // halves of an element of a tile\n\
              alias Element = {element};\n\
              alias MatA = coop_mat{size}x{size}<f16, A>;\n\
              alias MatB = coop_mat{size}x{size}<f16, B>;\n\
              alias MatC = coop_mat{size}x{size}<f32, C>;\n",
-            side = self.side(),
+            n_threads = self.matrix.subgroup_size * down * across,
+            rows = self.rows(),
+            outputs = self.outputs(),
+            units = self.units,
         );
         for tile in ["src", "weight"] {
             let stores = if self.matrix.from_vectors {
-                format!("    {tile}_tiles[at] = vector;\n")
+                format!("    {tile}_tile[at] = vector;\n")
             } else {
-                let store = |i| format!("    {tile}_tiles[at + {i}u] = vector[{i}];\n");
+                let store = |i| format!("    {tile}_tile[at + {i}u] = vector[{i}];\n");
                 (0..4).map(store).collect()
             };
             text += &format!("fn put_{tile}4(at: u32, vector: vec4<f16>) {{\n{stores}}}\n");
@@ -118,8 +146,8 @@ impl Tile {
     /// The sums of a subgroup's block, and the functions that touch all of them.
     fn write_sums(&self, text: &mut String, halves: usize) {
         let size = self.matrix.size;
-        let [down, across] = self.subgroups();
-        let [rows, columns] = self.block();
+        let [down, across] = self.subgroups;
+        let [rows, columns] = self.block;
         let sums = || (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
         let mut line = |line: String| {
             text.push_str(&line);
@@ -138,21 +166,21 @@ impl Tile {
         line("}".to_owned());
 
         line("fn multiply(src_at: u32, weight_at: u32) {".to_owned());
-        for step in 0..UNIT / size {
+        for step in 0..self.units * UNIT / size {
             // Neighbouring matrices belong to neighbouring subgroups.
             let offset = |index: usize, n_subgroups: usize| {
-                (index * n_subgroups * size * TILE_STRIDE + step * size) / halves
+                (index * n_subgroups * size * self.stride() + step * size) / halves
             };
             for column in 0..columns {
                 let at = offset(column, across);
                 line(format!(
-                    "    let b_{step}_{column} = coopLoad<MatB>(&weight_tiles[weight_at + {at}u], TILE_STRIDE);"
+                    "    let b_{step}_{column} = coopLoad<MatB>(&weight_tile[weight_at + {at}u], TILE_STRIDE);"
                 ));
             }
             for row in 0..rows {
                 let at = offset(row, down);
                 line(format!(
-                    "    let a_{step}_{row} = coopLoadT<MatA>(&src_tiles[src_at + {at}u], TILE_STRIDE);"
+                    "    let a_{step}_{row} = coopLoadT<MatA>(&src_tile[src_at + {at}u], TILE_STRIDE);"
                 ));
                 for column in 0..columns {
                     let sum = format!("sum_{row}_{column}");
@@ -174,10 +202,22 @@ impl Tile {
     }
 }
 
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}x{}x{}",
+            self.rows(),
+            self.outputs(),
+            self.units * UNIT
+        )
+    }
+}
+
 /// The grid for `n_rows` rows of `src`.
 pub(crate) fn grid(tile: Tile, params: &Params, n_rows: usize) -> [u32; 3] {
     grid_of(
-        (params.matrix.n_rows as usize).div_ceil(tile.side()),
-        n_rows.div_ceil(tile.side()),
+        (params.matrix.n_rows as usize).div_ceil(tile.outputs()),
+        n_rows.div_ceil(tile.rows()),
     )
 }

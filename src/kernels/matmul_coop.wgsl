@@ -1,14 +1,14 @@
 // matmul_coop: dst[row, first_row + j] = scales[row] * sum_i src[row, i] * weights[j, i] (+ bias[first_row + j]) (+ residual[row, first_row + j]), for many rows
 // twin: matmul::twin
 // shapes: src [n_rows, n_cols], weights [n_out, n_cols], residual, dst [n_rows, n_out]; n_rows is n_outputs where p.extent says so
-// grid: one workgroup for TILE rows of the weights (x, y) by TILE rows of src (z)
+// grid: one workgroup for TILE_OUTPUTS rows of the weights (x, y) by TILE_ROWS rows of src (z)
 // needs: cooperative matrices of 16-bit floats with sums in f32, subgroups of one size; weights below 65504
 // numerics: |error| <= 2^-10 (sum |w x| + |bias| + |residual|) + 2^-25 sum |x|, as f16_rows and the weights are rounded; measured 0.18 of it over 1 to
-//           2304 columns
+//           2304 columns, 0.34 where fma rounds twice
 // source: the definition
 
-// From Tile::source: SIZE, SUBGROUP_ROWS, SUBGROUP_COLUMNS, TILE, ELEMENT, MatA, MatB, MatC, Element, put,
-// clear_sums, multiply, finish_all.
+// From Tile::source: SIZE, SUBGROUP_ROWS, SUBGROUP_COLUMNS, N_THREADS, TILE_ROWS, TILE_OUTPUTS, TILE_UNITS, ELEMENT, MatA,
+// MatB, MatC, Element, put_src4, put_weight4, clear_sums, multiply, finish_all.
 
 struct Params {
     matrix: Matrix,
@@ -21,21 +21,24 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>; // [matrix.n_rows, n_cols], repacked
-@group(0) @binding(3) var<storage, read> src: array<vec4<f16>>;     // [n_rows, src_stride] f16, as f16_rows gives it
+@group(0) @binding(3) var<storage, read> src: array<vec4<u32>>;     // [n_rows, src_stride] f16, as f16_rows gives it
 @group(0) @binding(4) var<storage, read> scales: array<f32>;        // [n_rows]
 @group(0) @binding(5) var<storage, read> bias: array<f32>;          // [n_out], read where has_bias
 @group(0) @binding(6) var<storage, read> residual: array<f32>;      // [n_rows, dst_stride], read where has_residual
 @group(0) @binding(7) var<storage, read_write> product: array<f32>; // [n_rows, dst_stride], dst without the residual, written where has_residual
 @group(0) @binding(8) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
 
-const N_THREADS = 2u * TILE;
-// Of a tile of one unit, in elements; 16 bytes of padding put neighbouring rows into other memory banks.
-const TILE_STRIDE = 40u / ELEMENT;
-const TILE_LENGTH = TILE * TILE_STRIDE;
+// A step takes in TILE_UNITS units of each row. A thread brings one unit of the weights, or none, and N_VECTORS
+// vectors of src, which are VECTOR_ROWS rows apart: 1, 2 or 4.
+const N_WEIGHT_THREADS = TILE_OUTPUTS * TILE_UNITS;
+const ROW_VECTORS = 4u * TILE_UNITS;
+const VECTOR_ROWS = N_THREADS / ROW_VECTORS;
+const N_VECTORS = TILE_ROWS / VECTOR_ROWS;
 
-// Two tiles each: one is filled while the other is read.
-var<workgroup> src_tiles: array<Element, 2u * TILE_LENGTH>;
-var<workgroup> weight_tiles: array<Element, 2u * TILE_LENGTH>;
+// Of a tile, in elements; 16 bytes of padding put neighbouring rows into other memory banks.
+const TILE_STRIDE = (32u * TILE_UNITS + 8u) / ELEMENT;
+var<workgroup> src_tile: array<Element, TILE_ROWS * TILE_STRIDE>;
+var<workgroup> weight_tile: array<Element, TILE_OUTPUTS * TILE_STRIDE>;
 
 // One matrix of each subgroup, side by side: [SUBGROUP_ROWS * SIZE, STAGE_WIDTH].
 const STAGE_WIDTH = SUBGROUP_COLUMNS * SIZE;
@@ -58,24 +61,24 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
 ) {
     let n_rows = select(batch.n_rows, batch.n_outputs, p.extent == 1u);
-    let first_j = (workgroup.y * n_workgroups.x + workgroup.x) * TILE;
-    let first_row = workgroup.z * TILE;
+    let first_j = (workgroup.y * n_workgroups.x + workgroup.x) * TILE_OUTPUTS;
+    let first_row = workgroup.z * TILE_ROWS;
     if first_row >= n_rows || first_j >= p.matrix.n_rows {
         return;
     }
 
-    // A thread brings half a unit of a row of the weights and four vectors of src to a tile. Rows behind
-    // the last one repeat it, unused.
+    // Rows behind the last one repeat it, unused.
     let n_units = p.matrix.units_per_row;
-    let weight_row = thread / 2u;
-    let quarter = thread % 2u * 2u;
+    let weight_row = thread % TILE_OUTPUTS;
+    let weight_unit = thread / TILE_OUTPUTS;
     let weight_start = min(first_j + weight_row, p.matrix.n_rows - 1u) * n_units;
-    let put_weight = weight_row * TILE_STRIDE + quarter * 8u / ELEMENT;
-    let src_row = thread / 8u;
-    let vector = thread % 8u;
-    let src_rows = first_row + vec4(src_row) + vec4(0u, 1u, 2u, 3u) * (TILE / 4u);
-    let src_starts = min(src_rows, vec4(n_rows - 1u)) * (p.src_stride / 4u) + vector;
-    let put_src = src_row * TILE_STRIDE + vector * 4u / ELEMENT;
+    let put_weight = weight_row * TILE_STRIDE + weight_unit * 32u / ELEMENT;
+    let src_row = thread / ROW_VECTORS;
+    let vector = thread % ROW_VECTORS;
+    let src_rows = min(first_row + src_row + vec4(0u, 1u, 2u, 3u) * VECTOR_ROWS, vec4(n_rows - 1u));
+    let src_starts = src_rows * (p.src_stride / 8u) + vector % 4u;
+    let src_unit = vector / 4u;
+    let put_src = src_row * TILE_STRIDE + vector * 8u / ELEMENT;
 
     let subgroup_row = subgroup / SUBGROUP_COLUMNS;
     let subgroup_column = subgroup % SUBGROUP_COLUMNS;
@@ -86,46 +89,79 @@ fn main(
     for (var i = thread; i < STAGE_ROWS * STAGE_WIDTH; i += N_THREADS) {
         stage[i] = 0.0;
     }
-    let first_header = unit_header(weight_start);
-    put_eight(put_weight, decode8(first_header, quarter));
-    put_eight(put_weight + 8u / ELEMENT, decode8(first_header, quarter + 1u));
-    put_four(put_src, src[src_starts.x], src[src_starts.y], src[src_starts.z], src[src_starts.w]);
     workgroupBarrier();
     clear_sums(stage_at);
 
-    var full = 0u; // where the tile that can be read begins
-    for (var unit = 0u; unit < n_units; unit++) {
-        // The next unit is on its way from memory while this one is multiplied; the last one again at the end.
-        let next = min(unit + 1u, n_units - 1u);
-        let src0 = src[src_starts.x + next * 8u];
-        let src1 = src[src_starts.y + next * 8u];
-        let src2 = src[src_starts.z + next * 8u];
-        let src3 = src[src_starts.w + next * 8u];
-        let header = unit_header(weight_start + next);
-        let low = decode8(header, quarter);
-        let high = decode8(header, quarter + 1u);
-        multiply(full + read_src, full + read_weight);
-        full = TILE_LENGTH - full;
-        put_four(full + put_src, src0, src1, src2, src3);
-        put_eight(full + put_weight, low);
-        put_eight(full + put_weight + 8u / ELEMENT, high);
+    // While one step is multiplied the next is on its way from memory. Units behind the end of a row repeat its
+    // last one, with weights that are zero.
+    let last = n_units - 1u;
+    var vectors = load_vectors(src_starts + min(src_unit, last) * 4u);
+    var header = unit_header(p.matrix.planes, weight_start + min(weight_unit, last));
+    for (var unit = 0u; unit < n_units; unit += TILE_UNITS) {
+        // Decoded while others may still multiply.
+        let is_inside = TILE_UNITS == 1u || unit + weight_unit < n_units;
+        let eight0 = decode8_f16(header, 0u);
+        let eight1 = decode8_f16(header, 1u);
+        let eight2 = decode8_f16(header, 2u);
+        let eight3 = decode8_f16(header, 3u);
         workgroupBarrier();
+        put_vectors(put_src, vectors);
+        if thread < N_WEIGHT_THREADS {
+            put_eight(put_weight, eight0, is_inside);
+            put_eight(put_weight + 8u / ELEMENT, eight1, is_inside);
+            put_eight(put_weight + 16u / ELEMENT, eight2, is_inside);
+            put_eight(put_weight + 24u / ELEMENT, eight3, is_inside);
+        }
+        workgroupBarrier();
+        let next = unit + TILE_UNITS;
+        vectors = load_vectors(src_starts + min(next + src_unit, last) * 4u);
+        header = unit_header(p.matrix.planes, weight_start + min(next + weight_unit, last));
+        multiply(read_src, read_weight);
     }
 
     finish_all(Place(thread, stage_at, first_row, first_j, n_rows));
 }
 
-fn put_eight(at: u32, eight: Eight) {
-    put_weight4(at, vec4<f16>(eight.low));
-    put_weight4(at + 4u / ELEMENT, vec4<f16>(eight.high));
+// Eight halves each of N_VECTORS rows.
+struct Vectors {
+    row0: vec4<u32>,
+    row1: vec4<u32>,
+    row2: vec4<u32>,
+    row3: vec4<u32>,
 }
 
-// Vectors of four rows, TILE / 4 apart.
-fn put_four(at: u32, src0: vec4<f16>, src1: vec4<f16>, src2: vec4<f16>, src3: vec4<f16>) {
-    put_src4(at, src0);
-    put_src4(at + TILE_LENGTH / 4u, src1);
-    put_src4(at + TILE_LENGTH / 2u, src2);
-    put_src4(at + TILE_LENGTH / 4u * 3u, src3);
+fn load_vectors(at: vec4<u32>) -> Vectors {
+    var vectors: Vectors;
+    vectors.row0 = src[at.x];
+    if N_VECTORS > 1u {
+        vectors.row1 = src[at.y];
+    }
+    if N_VECTORS > 2u {
+        vectors.row2 = src[at.z];
+        vectors.row3 = src[at.w];
+    }
+    return vectors;
+}
+
+fn put_vectors(at: u32, vectors: Vectors) {
+    put_src8(at, vectors.row0);
+    if N_VECTORS > 1u {
+        put_src8(at + VECTOR_ROWS * TILE_STRIDE, vectors.row1);
+    }
+    if N_VECTORS > 2u {
+        put_src8(at + 2u * VECTOR_ROWS * TILE_STRIDE, vectors.row2);
+        put_src8(at + 3u * VECTOR_ROWS * TILE_STRIDE, vectors.row3);
+    }
+}
+
+fn put_src8(at: u32, eight: vec4<u32>) {
+    put_src4(at, vec4<f16>(halves(eight.x), halves(eight.y)));
+    put_src4(at + 4u / ELEMENT, vec4<f16>(halves(eight.z), halves(eight.w)));
+}
+
+fn put_eight(at: u32, eight: EightHalves, is_inside: bool) {
+    put_weight4(at, select(vec4<f16>(0.0), eight.low, is_inside));
+    put_weight4(at + 4u / ELEMENT, select(vec4<f16>(0.0), eight.high, is_inside));
 }
 
 // Stores what there is of the matrix that every subgroup has at a row and a column of its block.
@@ -144,27 +180,4 @@ fn finish(sum: MatC, block_row: u32, block_column: u32, place: Place) {
         }
     }
     workgroupBarrier();
-}
-
-// What is added to an output of a row: bias and residual.
-fn added(row: u32, output: u32) -> vec2<f32> {
-    let column = p.matrix.first_row + output;
-    var value = vec2<f32>(0.0);
-    if p.has_bias == 1u {
-        value.x = bias[column];
-    }
-    if p.has_residual == 1u {
-        value.y = residual[row * p.dst_stride + column];
-    }
-    return value;
-}
-
-// The residual is added to what is rounded already, as a step of its own would.
-fn write(row: u32, output: u32, sum: f32, addend: vec2<f32>) {
-    let at = row * p.dst_stride + p.matrix.first_row + output;
-    let value = sum + addend.x;
-    if p.has_residual == 1u {
-        product[at] = value;
-    }
-    dst[at] = value + addend.y;
 }

@@ -1,9 +1,33 @@
 //! The product of few rows with a weight matrix: decoding. Each row reads the weights once.
+//!
+//! [`super::matvec_heads`] and [`super::matvec_gated`] compute it too, and more of the plan behind it:
+//! the three share `common/matvec.wgsl`.
 
-pub(crate) use super::matmul::Params;
-use super::{Access, Kernel, Uses, grid as grid_of};
+use super::repack::Matrix;
+use super::{Access, Kernel, Src, Uses, grid as grid_of};
+use bytemuck::{Pod, Zeroable};
 
-/// The kernel; its twin is [`super::matmul::twin`].
+/// The `Params` of `matvec.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub(crate) struct Params {
+    /// The shard of the weights; it gives columns `first_row..first_row + n_rows` of `dst`.
+    pub(crate) matrix: Matrix,
+    /// Elements from a row of `src` to the next, a multiple of 32.
+    pub(crate) src_stride: u32,
+    /// Elements from a row of `dst` to the next.
+    pub(crate) dst_stride: u32,
+    /// Pairs of rows of weights that a workgroup multiplies: [`n_pairs`].
+    pub(crate) n_pairs: u32,
+    /// Whether `bias` is added; where it is not, any buffer may be bound for it.
+    pub(crate) has_bias: u32,
+    /// As in [`super::matmul::Params`].
+    pub(crate) has_residual: u32,
+    pub(crate) padding: [u32; 3],
+}
+
+/// The kernel; its twin is [`super::matmul::twin`], where `src` is int8 of what
+/// [`super::quantize::twin`] makes of it.
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "matvec",
     wgsl: include_str!("matvec.wgsl"),
@@ -18,14 +42,33 @@ pub(crate) const KERNEL: Kernel = Kernel {
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
+        matvec: true,
+        output: true,
         ..Uses::NOTHING
     },
 };
 
+/// Pairs of rows of weights that the teams of a workgroup of 128 multiply at a time, all together.
+pub(crate) fn n_pairs(team_size: u32, src: Src) -> u32 {
+    const WORKGROUP: u32 = 128;
+    let team_pairs = if src == Src::F32 { 2 } else { 1 };
+    WORKGROUP / team_size * team_pairs
+}
+
+/// Whether kernels with [`Src::Norm`] take rows of a width, on an adapter with so many storage buffers for a
+/// shader.
+pub(crate) fn may_normalise(width: usize, n_buffers: usize) -> bool {
+    /// Of `common/src_norm.wgsl`.
+    const MOST_ELEMENTS: usize = 2048;
+    /// Of [`super::matvec_heads`].
+    const BUFFERS: usize = 9;
+    width <= MOST_ELEMENTS && width.is_multiple_of(32) && n_buffers >= BUFFERS
+}
+
 /// The grid for `n_rows` rows of `src`.
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
-    /// Rows of the weights that a workgroup multiplies, times the size of a team.
-    const ROWS: u32 = 128 * 4;
-    let rows = ROWS / params.matrix.team_size;
-    grid_of(params.matrix.n_rows.div_ceil(rows) as usize, n_rows)
+    grid_of(
+        params.matrix.n_rows.div_ceil(2 * params.n_pairs) as usize,
+        n_rows,
+    )
 }

@@ -6,17 +6,23 @@
 
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod attention_coop;
+pub(crate) mod attention_few;
+pub(crate) mod attention_merge;
 pub(crate) mod embed;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod logit_maxima;
 pub(crate) mod matmul;
 pub(crate) mod matmul_coop;
 pub(crate) mod matvec;
-pub(crate) mod matvec_int8;
+pub(crate) mod matvec_gated;
+pub(crate) mod matvec_heads;
 pub(crate) mod quantize;
 pub(crate) mod repack;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod store_kv;
 
@@ -45,7 +51,8 @@ pub(crate) struct BatchParams {
     pub(crate) position: u32,
     /// Rows of output-wide buffers: the last ones of the batch.
     pub(crate) n_outputs: u32,
-    pub(crate) padding: u32,
+    /// For the choice of the next token.
+    pub(crate) random: u32,
 }
 
 /// How a kernel uses a storage buffer.
@@ -62,7 +69,7 @@ pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     /// The text of the `.wgsl` file.
     pub(crate) wgsl: &'static str,
-    /// Storage buffers from binding 2 on.
+    /// Storage buffers from binding 2 on, but for those of [`Src::Norm`].
     pub(crate) bindings: &'static [(&'static str, Access)],
     /// Bytes of its parameters.
     pub(crate) params_bytes: usize,
@@ -75,27 +82,63 @@ pub(crate) struct Kernel {
 pub(crate) struct Uses {
     /// The decoding of a weight type (`blocks/TYPE.wgsl`).
     pub(crate) weight: bool,
-    /// Of the weight types only those that are quantised, as integers.
-    pub(crate) integers: bool,
+    /// The product with few rows of activations (`common/matvec.wgsl`, `common/src_TYPE.wgsl`).
+    pub(crate) matvec: bool,
     /// Loads and stores of the cache (`common/kv_TYPE.wgsl`).
     pub(crate) kv: bool,
     /// Sums over a workgroup (`common/reduce_*.wgsl`).
     pub(crate) reduce: bool,
+    /// Floats as integers of the same order (`common/ordered.wgsl`).
+    pub(crate) ordered: bool,
     /// 16-bit floats.
     pub(crate) f16: bool,
     /// Cooperative matrices ([`matmul_coop::Tile::source`]).
     pub(crate) tile: bool,
+    /// Sums of attention in slices ([`attention_few::Heads::source`], `common/slices.wgsl`).
+    pub(crate) heads: bool,
+    /// What becomes of products: bias and residual (`common/output.wgsl`).
+    pub(crate) output: bool,
+    /// The non-linearities (`common/activation.wgsl`).
+    pub(crate) activation: bool,
+    /// Rounding to int8 (`common/quantize.wgsl`).
+    pub(crate) quantize: bool,
+    /// Rounding to 16-bit floats (`common/f16_rows.wgsl`).
+    pub(crate) f16_rows: bool,
+    /// Nothing: the text has all of them in it.
+    #[cfg(test)]
+    pub(crate) is_whole: bool,
+    /// Cooperative matrices and the cache as their factors ([`attention_coop::Tile::source`]).
+    pub(crate) attention_tile: bool,
 }
 
 impl Uses {
     pub(crate) const NOTHING: Uses = Uses {
         weight: false,
-        integers: false,
+        matvec: false,
         kv: false,
         reduce: false,
+        ordered: false,
         f16: false,
         tile: false,
+        heads: false,
+        output: false,
+        activation: false,
+        quantize: false,
+        f16_rows: false,
+        #[cfg(test)]
+        is_whole: false,
+        attention_tile: false,
     };
+}
+
+/// What the activations are that a product with few rows takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Src {
+    F32,
+    /// Rounded to int8; the weights are quantised.
+    Int8,
+    /// What an RMS norm makes of f32, rounded to int8 (`common/src_norm.wgsl`); the weights are quantised.
+    Norm,
 }
 
 /// What a kernel is compiled for.
@@ -103,51 +146,175 @@ impl Uses {
 pub(crate) struct Variant {
     /// Type of the weights, for kernels that read a weight matrix.
     pub(crate) weight: WeightType,
+    /// What few rows of activations are, for products with them.
+    pub(crate) src: Src,
     /// Type of the cache, for kernels that touch it.
     pub(crate) kv: KvType,
     /// Whether subgroup operations may be used.
     pub(crate) subgroups: bool,
     /// What a workgroup computes, for kernels that use cooperative matrices.
     pub(crate) tile: Option<matmul_coop::Tile>,
+    /// What a workgroup has of the heads, for attention of few rows.
+    pub(crate) heads: Option<attention_few::Heads>,
+    /// What a workgroup computes of attention by cooperative matrices.
+    pub(crate) attention_tile: Option<attention_coop::Tile>,
+    /// Whether workgroups of [`Uses::matvec`] have 256 invocations, else 128.
+    pub(crate) is_wide: bool,
+    /// The parameters, where they are part of the text and not read from the uniform: the first loads of
+    /// a kernel then wait for nothing.
+    pub(crate) constants: Option<Constants>,
+}
+
+/// The words of a kernel's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Constants {
+    words: [u32; Constants::MOST],
+}
+
+impl Constants {
+    const MOST: usize = 24;
+
+    /// Of the parameters' bytes; `None` where they are too many.
+    pub(crate) fn new(params: &[u8]) -> Option<Constants> {
+        let given: Vec<u32> = bytemuck::pod_collect_to_vec(params);
+        let mut words = [0; Constants::MOST];
+        words.get_mut(..given.len())?.copy_from_slice(&given);
+        Some(Constants { words })
+    }
+
+    /// `wgsl` with its uniform `p` as a constant.
+    fn put_into(&self, wgsl: &str) -> String {
+        const UNIFORM: &str = "@group(0) @binding(1) var<uniform> p: Params;";
+        let (_, members) = wgsl.split_once("struct Params {").unwrap_or_default();
+        let (members, _) = members.split_once('}').unwrap_or_default();
+        let mut words = self.words.iter();
+        let mut next = || words.next().copied().unwrap_or_default();
+        let mut values = Vec::new();
+        for member in members.lines() {
+            let Some((_, ty)) = member.split_once(": ") else {
+                continue;
+            };
+            let ty = ty.split(',').next().unwrap_or_default();
+            values.push(match ty {
+                "f32" => format!("{:e}f", f32::from_bits(next())),
+                "vec2<u32>" => format!("vec2({}u, {}u)", next(), next()),
+                "vec4<u32>" => format!("vec4({}u, {}u, {}u, {}u)", next(), next(), next(), next()),
+                "Matrix" => {
+                    let [n_rows, first_row, units, team] = [next(), next(), next(), next()];
+                    let planes = [next(), next(), next(), next()].map(|plane| format!("{plane}u"));
+                    let planes = planes.join(", ");
+                    format!("Matrix({n_rows}u, {first_row}u, {units}u, {team}u, vec4({planes}))")
+                }
+                _ => format!("{}u", next()),
+            });
+        }
+        let constant = format!("const p = Params({});", values.join(", "));
+        wgsl.replace(UNIFORM, &constant)
+    }
 }
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 14] = [
+pub(crate) const ALL: [&Kernel; 20] = [
     &add::KERNEL,
     &attention::KERNEL,
+    &attention_coop::KERNEL,
+    &attention_few::KERNEL,
+    &attention_merge::KERNEL,
     &embed::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &logit_maxima::KERNEL,
     &matmul::KERNEL,
     &matmul_coop::KERNEL,
     &matvec::KERNEL,
-    &matvec_int8::KERNEL,
+    &matvec_gated::KERNEL,
+    &matvec_heads::KERNEL,
     &quantize::KERNEL,
     &rms_norm::KERNEL,
     &rope::KERNEL,
+    &sample::KERNEL,
     &select_outputs::KERNEL,
     &store_kv::KERNEL,
 ];
 
 impl Kernel {
+    /// The storage buffers of a variant, from binding 2 on.
+    pub(crate) fn bindings(&self, variant: &Variant) -> Vec<(&'static str, Access)> {
+        let mut bindings = self.bindings.to_vec();
+        if self.uses.matvec && variant.src == Src::Norm {
+            bindings.extend([("norm_weight", Access::Read), ("normed", Access::ReadWrite)]);
+        }
+        bindings
+    }
+
+    /// Whether a variant's text has sums over a workgroup.
+    pub(crate) fn reduces(&self, variant: &Variant) -> bool {
+        self.uses.reduce || self.uses.matvec && variant.src == Src::Norm
+    }
+
     /// The whole WGSL text of a variant: shared parts first, the kernel last.
     pub(crate) fn source(&self, variant: &Variant) -> String {
+        #[cfg(test)]
+        if self.uses.is_whole {
+            return self.wgsl.to_owned();
+        }
         let mut source = String::new();
         if self.uses.f16 {
             source += "enable f16;\n";
         }
         let tile = variant.tile.filter(|_| self.uses.tile);
-        if let Some(tile) = tile {
+        let attention_tile = variant.attention_tile.filter(|_| self.uses.attention_tile);
+        if tile.is_some() || attention_tile.is_some() {
             source += "enable wgpu_cooperative_matrix;\n";
-            source += &tile.source();
         }
+        source += &tile.map(|tile| tile.source()).unwrap_or_default();
+        source += &attention_tile.map(|tile| tile.source()).unwrap_or_default();
         source += include_str!("common/batch.wgsl");
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");
             source += repack::decoder(variant.weight);
-            if variant.weight.block_len() > 1 {
+            let is_quantised = variant.weight.block_len() > 1;
+            if is_quantised {
                 source += include_str!("common/decode8.wgsl");
+            }
+            if self.uses.tile {
+                source += include_str!("common/f16.wgsl");
+                source += if is_quantised {
+                    include_str!("common/decode8_f16.wgsl")
+                } else {
+                    include_str!("common/decode8_f16_float.wgsl")
+                };
+            }
+        }
+        let rounds = self.uses.matvec && variant.src == Src::Norm;
+        if self.uses.quantize || self.uses.f16_rows || rounds {
+            source += include_str!("common/largest.wgsl");
+        }
+        if self.uses.quantize || rounds {
+            source += include_str!("common/int8.wgsl");
+        }
+        if self.uses.matvec {
+            source += match variant.is_wide {
+                true => "const WORKGROUP = 256u;\n",
+                false => "const WORKGROUP = 128u;\n",
+            };
+            source += include_str!("common/matvec.wgsl");
+            source += match variant.src {
+                Src::F32 => include_str!("common/src_f32.wgsl"),
+                Src::Int8 => include_str!("common/src_int8.wgsl"),
+                Src::Norm => include_str!("common/src_norm.wgsl"),
+            };
+            if variant.src != Src::F32 {
+                source += include_str!("common/dot_int8.wgsl");
+            }
+            if variant.src == Src::Norm {
+                let first = 2 + self.bindings.len();
+                source += &format!(
+                    "@group(0) @binding({first}) var<storage, read> norm_weight: array<vec4<f32>>; // [src_stride]\n\
+                     @group(0) @binding({}) var<storage, read_write> normed: array<vec4<f32>>; // [n_rows, src_stride]\n",
+                    first + 1
+                );
             }
         }
         if self.uses.kv {
@@ -156,14 +323,36 @@ impl Kernel {
                 KvType::F16 => include_str!("common/kv_f16.wgsl"),
             };
         }
-        if self.uses.reduce {
+        if self.reduces(variant) {
             source += if variant.subgroups {
                 include_str!("common/reduce_subgroup.wgsl")
             } else {
                 include_str!("common/reduce_workgroup.wgsl")
             };
         }
-        source + self.wgsl
+        if self.uses.output {
+            source += include_str!("common/output.wgsl");
+        }
+        if self.uses.activation {
+            source += include_str!("common/activation.wgsl");
+        }
+        if self.uses.quantize {
+            source += include_str!("common/quantize.wgsl");
+        }
+        if self.uses.f16_rows {
+            source += include_str!("common/f16_rows.wgsl");
+        }
+        if self.uses.ordered {
+            source += include_str!("common/ordered.wgsl");
+        }
+        if let Some(heads) = variant.heads.filter(|_| self.uses.heads) {
+            source += &heads.source();
+            source += include_str!("common/slices.wgsl");
+        }
+        match &variant.constants {
+            Some(constants) => source + &constants.put_into(self.wgsl),
+            None => source + self.wgsl,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Activations as 8-bit integers with a scale for each 32 of them, as [`super::matvec_int8`] takes them.
+//! Activations as 8-bit integers with a scale for each 32 of them, as [`super::matvec`] takes them.
 
 use super::{Access, Kernel, ROW_ALIGNMENT, Uses, row_stride};
 use bytemuck::{Pod, Zeroable};
@@ -10,7 +10,7 @@ pub(crate) const UNIT: usize = ROW_ALIGNMENT;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub(crate) struct Params {
-    /// Elements from a row of `src` to the next, and bytes from a row of `quants` to the next.
+    /// Elements from a row of `src` to the next.
     pub(crate) stride: u32,
     pub(crate) padding: [u32; 3],
 }
@@ -27,14 +27,19 @@ impl Params {
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "quantize",
     wgsl: include_str!("quantize.wgsl"),
-    bindings: &[
-        ("src", Access::Read),
-        ("quants", Access::ReadWrite),
-        ("scales", Access::ReadWrite),
-    ],
+    bindings: &[("src", Access::Read), ("int8", Access::ReadWrite)],
     params_bytes: size_of::<Params>(),
-    uses: Uses::NOTHING,
+    uses: Uses {
+        quantize: true,
+        ..Uses::NOTHING
+    },
 };
+
+/// Words of a row of `width` elements as `common/quantize.wgsl` lays it out: quants, then scales.
+pub(crate) fn row_words(width: usize) -> usize {
+    let stride = row_stride(width);
+    (stride / 4 + stride / UNIT * 2).next_multiple_of(4)
+}
 
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
     super::grid((params.stride as usize).div_ceil(4 * 64), n_rows)

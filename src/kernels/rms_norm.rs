@@ -11,16 +11,26 @@ pub(crate) struct Params {
     pub(crate) n_groups: u32,
     pub(crate) stride: u32,
     pub(crate) eps: f32,
+    /// [`INT8`] or [`F16`] where rows (of one group) are rounded too, else 0. Any buffer may be bound for
+    /// what is not written.
+    pub(crate) rounds: u32,
+    pub(crate) padding: [u32; 3],
 }
 
+pub(crate) const INT8: u32 = 1;
+pub(crate) const F16: u32 = 2;
+
 impl Params {
-    /// Rows of `width` elements in groups of `group` (a multiple of 4 where a row has several).
+    /// Rows of `width` elements in groups of `group` (a multiple of 4 where a row has several), not
+    /// rounded.
     pub(crate) fn new(width: usize, group: usize, eps: f32) -> Params {
         Params {
             group: group as u32,
             n_groups: (width / group) as u32,
             stride: row_stride(width) as u32,
             eps,
+            rounds: 0,
+            padding: [0; 3],
         }
     }
 }
@@ -32,10 +42,15 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("src", Access::Read),
         ("weight", Access::Read),
         ("dst", Access::ReadWrite),
+        ("int8", Access::ReadWrite),
+        ("halves", Access::ReadWrite),
+        ("scales", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
         reduce: true,
+        quantize: true,
+        f16_rows: true,
         ..Uses::NOTHING
     },
 };

@@ -28,6 +28,7 @@ mod random;
 mod stages;
 mod stop;
 
+pub(crate) use options::PlainSampling;
 pub use options::SamplingOptions;
 pub use stop::{StopMatcher, StopOutcome};
 
@@ -84,6 +85,26 @@ impl Sampler {
     /// The seed in use: the one given, or the one drawn where none was given.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// What a choice depends on where that is the logits and one random number alone; `None` with
+    /// penalties or a bias.
+    pub(crate) fn plain(&self) -> Option<PlainSampling> {
+        let options = &self.options;
+        let has_penalties = options.has_penalties() && options.penalty_window > 0;
+        (!has_penalties && options.logit_bias.is_empty()).then_some(PlainSampling {
+            n_tokens: self.vocab_size,
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            min_p: options.min_p,
+        })
+    }
+
+    /// The random number of the next choice, for a device that makes it: the upper half of that
+    /// which [`Sampler::sample`] would draw.
+    pub(crate) fn draw(&mut self) -> u32 {
+        (self.random.next_u64() >> 32) as u32
     }
 
     /// Chooses the next token.

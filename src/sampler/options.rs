@@ -48,6 +48,17 @@ impl Default for SamplingOptions {
     }
 }
 
+/// Sampling that depends on nothing but the logits and a random number, so that a device can do it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PlainSampling {
+    /// The logits in front that stand for tokens.
+    pub(crate) n_tokens: usize,
+    pub(crate) temperature: f32,
+    pub(crate) top_k: usize,
+    pub(crate) top_p: f32,
+    pub(crate) min_p: f32,
+}
+
 impl SamplingOptions {
     /// The most probable token each time, everything else off.
     pub fn greedy() -> Self {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use trueshot::gguf::{Gguf, WeightType, Writer};
+use trueshot::{Activations, Device, Engine, GenerateOptions, KvType, SamplingOptions};
 
 const N_LAYER: usize = 2;
 const N_HEAD: usize = 4;
@@ -39,6 +40,15 @@ pub fn vocabulary() -> Vec<String> {
 /// A llama model with matrices of type `ty`, as narrow as that type's blocks allow; `chat_template`
 /// goes into the file.
 pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
+    altered(ty, chat_template, &|_, _| ())
+}
+
+/// As [`llama`]; `alter` may change the values of a tensor, given its name.
+pub fn altered(
+    ty: WeightType,
+    chat_template: Option<&str>,
+    alter: &dyn Fn(&str, &mut [f32]),
+) -> Writer {
     let (hidden_size, intermediate_size) = match ty.block_len() {
         256 => (256, 256),
         _ => (64, 96),
@@ -79,12 +89,13 @@ pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
     let mut tensor = |writer: Writer, name: String, shape: Vec<usize>| {
         let n: usize = shape.iter().product();
         let is_norm = shape.len() == 1;
-        let values: Vec<f32> = (0..n)
+        let mut values: Vec<f32> = (0..n)
             .map(|_| match is_norm {
                 true => 1.0 + 0.2 * random.next_f32(),
                 false => 0.3 * random.next_f32(),
             })
             .collect();
+        alter(&name, &mut values);
         let ty = if is_norm { WeightType::F32 } else { ty };
         writer.tensor(name, shape, ty, ty.encode(&values)).unwrap()
     };
@@ -116,4 +127,34 @@ pub fn llama(ty: WeightType, chat_template: Option<&str>) -> Writer {
 /// The file of [`llama`].
 pub fn gguf(ty: WeightType, chat_template: Option<&str>) -> Gguf {
     Gguf::from_bytes(llama(ty, chat_template).to_bytes().unwrap()).unwrap()
+}
+
+/// A chat template of the plainest kind.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+/// An engine that computes in 32-bit floats throughout.
+pub fn engine(device: Device) -> Engine {
+    let gguf = gguf(WeightType::Q8_0, Some(TEMPLATE));
+    Engine::builder_from(gguf)
+        .device(device)
+        .activations(Activations::F32)
+        .kv(KvType::F32)
+        .build()
+        .unwrap()
+}
+
+/// Words of the vocabulary.
+pub fn tokens(n: usize) -> Vec<u32> {
+    let mut random = Random(3);
+    (0..n).map(|_| 259 + random.below(61) as u32).collect()
+}
+
+/// The most probable tokens, at most so many.
+pub fn greedy(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions {
+        max_tokens,
+        sampling: SamplingOptions::greedy(),
+        ..Default::default()
+    }
 }

@@ -1,5 +1,6 @@
 //! One opened GPU: which adapter, its device and queue, and every failure turned into an [`Error`].
 
+use super::kept_pipelines::KeptPipelines;
 use super::pipelines::PipelineCache;
 use crate::device::{Device, DeviceInfo, DeviceKind, GpuChoice};
 use crate::error::{Error, Result};
@@ -38,6 +39,7 @@ pub(crate) struct Context {
     /// The cooperative matrices that kernels may use.
     pub(crate) cooperative_matrix: Option<CooperativeMatrix>,
     pub(super) pipelines: PipelineCache,
+    pub(super) kept: Option<KeptPipelines>,
     /// The first failure that no call could be blamed for.
     failure: Arc<OnceLock<String>>,
 }
@@ -50,6 +52,12 @@ pub(crate) fn adapters() -> Vec<DeviceInfo> {
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN
     .union(wgpu::Backends::METAL)
     .union(wgpu::Backends::DX12);
+
+/// Bytes of the blocks that buffers share; larger ones have memory of their own. Of the sizes that were
+/// simulated for models of 0.1 to 8 billion weights these waste the least: 2 to 6 %.
+const MEMORY_HINTS: wgpu::MemoryHints = wgpu::MemoryHints::Manual {
+    suballocated_device_memory_block_size: 8 << 20..32 << 20,
+};
 
 /// The one instance of the process. NVIDIA's Vulkan driver cannot be loaded and unloaded at will: after some
 /// thirty instances it reports no device, or crashes.
@@ -201,6 +209,8 @@ impl Context {
 
     fn open(info: DeviceInfo, adapter: &wgpu::Adapter, features: GpuFeatures) -> Result<Context> {
         let mut wanted = wgpu::Features::empty();
+        wanted |= wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        wanted |= wgpu::Features::PIPELINE_CACHE;
         wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
         let may_cooperate = features.subgroups && features.cooperative_matrices;
         let cooperative_matrix = may_cooperate.then(|| cooperative_matrix(adapter)).flatten();
@@ -217,7 +227,7 @@ impl Context {
             required_features: wanted & adapter.features(),
             experimental_features,
             required_limits: adapter.limits(),
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            memory_hints: MEMORY_HINTS,
             ..Default::default()
         };
         let (device, queue) =
@@ -243,6 +253,7 @@ impl Context {
             features: device.features(),
             cooperative_matrix,
             pipelines: PipelineCache::default(),
+            kept: None,
             info,
             device,
             queue,
@@ -355,6 +366,21 @@ impl Context {
     pub(crate) fn wait(&self) -> Result<()> {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|error| self.error(format!("wait: {error}")))?;
+        self.check()
+    }
+
+    /// Waits until the GPU has done what was submitted up to `submission`, and no longer.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where it failed meanwhile.
+    pub(crate) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        let poll = wgpu::PollType::Wait {
+            submission_index: Some(submission),
+            timeout: None,
+        };
+        self.device
+            .poll(poll)
             .map_err(|error| self.error(format!("wait: {error}")))?;
         self.check()
     }

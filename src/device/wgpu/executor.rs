@@ -1,15 +1,19 @@
-//! One session on the GPU: a batch is one encoder, one pass, one submit.
+//! One session on the GPU: a batch is one encoder, one pass, one submit; and so is a token of a chain.
 
 use super::Shared;
-use super::lower::{Dispatch, SessionBuffers, lower};
-use super::select::Choice;
-use crate::device::{Executor, Observation, Observer};
+use super::chain::Chain;
+use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
+use super::select::{Choice, FEW_ROWS};
+use super::timestamps;
+use crate::device::{BatchTimes, DispatchTime, Executor, Observation, Observer, TokenChain};
 use crate::error::Result;
 use crate::kernels::{BatchParams, row_stride};
 use crate::kv_cache::{KvLayout, KvType};
 use crate::plan::{Batch, BufferId, Extent, Op, Plan, Step};
+use crate::sampler::PlainSampling;
 use half::f16;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Multiplications of weights and activations that one submission of many rows holds, so that none
 /// keeps even a small GPU (1 TFLOP/s) for longer than half a second: systems reset one that hangs.
@@ -21,30 +25,60 @@ pub(super) struct GpuExecutor {
     plan: Arc<Plan>,
     kv: KvLayout,
     buffers: SessionBuffers,
-    steps: Vec<Vec<Dispatch>>,
+    lowered: Lowered,
     /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
     staging: wgpu::Buffer,
-    /// The commands of the next token, recorded ahead.
-    next_token: Option<Vec<wgpu::CommandBuffer>>,
+    chain: Chain,
+    /// Recorded ahead.
+    next: Option<(Recording, Vec<wgpu::CommandBuffer>)>,
 }
 
-/// The rows of a batch, which are all that its commands depend on.
+/// All that the commands of a batch depend on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Recording {
+    rows: Rows,
+    end: End,
+}
+
+/// What becomes of the logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// They are copied to where the CPU reads them.
+    Logits,
+    /// The next token is chosen from them; the choice counts from the start of the chain.
+    Choice(usize),
+}
+
+/// The rows of a batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Rows {
     n_rows: usize,
     n_outputs: usize,
+    /// Positions that the last of them sees, itself included.
+    n_visible: usize,
 }
 
 impl Rows {
-    const NEXT_TOKEN: Rows = Rows {
-        n_rows: 1,
-        n_outputs: 1,
+    const NONE: Rows = Rows {
+        n_rows: 0,
+        n_outputs: 0,
+        n_visible: 0,
     };
+
+    /// A token at a position.
+    fn token(position: usize) -> Rows {
+        Rows {
+            n_rows: 1,
+            n_outputs: 1,
+            n_visible: position + 1,
+        }
+    }
 
     fn of(batch: &Batch<'_>) -> Rows {
         Rows {
             n_rows: batch.n_rows(),
             n_outputs: batch.n_outputs(),
+            n_visible: batch.position + batch.n_rows(),
         }
     }
 }
@@ -54,19 +88,21 @@ impl GpuExecutor {
         let context = &shared.context;
         let choice = Choice::new(context, shared.rounding, kv.ty);
         let buffers = SessionBuffers::new(context, &plan, kv, &choice)?;
-        let steps = lower(&shared, &plan, kv, &buffers, &choice)?;
+        let lowered = lower(&shared, &plan, kv, &buffers, &choice)?;
         let stride = row_stride(plan.buffer(plan.logits).width);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = (plan.max_outputs * stride * 4) as u64;
         let staging = context.create_buffer("logits staging", bytes, usage)?;
+        let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
         Ok(GpuExecutor {
             shared,
             plan,
             kv: kv.clone(),
             buffers,
-            steps,
+            lowered,
             staging,
-            next_token: None,
+            chain,
+            next: None,
         })
     }
 
@@ -75,7 +111,7 @@ impl GpuExecutor {
             n_rows: batch.n_rows() as u32,
             position: batch.position as u32,
             n_outputs: batch.n_outputs() as u32,
-            padding: 0,
+            random: 0,
         };
         let context = &self.shared.context;
         context.scoped("upload of a batch", || {
@@ -87,58 +123,73 @@ impl GpuExecutor {
         })
     }
 
-    /// Records the dispatches of some steps that a batch needs, in one pass.
-    fn record_steps(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        steps: &[Vec<Dispatch>],
-        rows: Rows,
-    ) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for dispatch in steps.iter().flatten() {
-            let n_rows = match dispatch.extent {
-                Extent::Tokens => rows.n_rows,
-                Extent::Outputs => rows.n_outputs,
-            };
-            if n_rows == 0 || !dispatch.rows.covers(n_rows) {
-                continue;
-            }
-            let [x, y, z] = (dispatch.grid)(n_rows);
-            pass.set_pipeline(&dispatch.pipeline.compiled);
-            pass.set_bind_group(0, &dispatch.bind_group, &[]);
-            pass.dispatch_workgroups(x, y, z);
+    /// Records the dispatches of some steps that a batch needs.
+    fn record_steps(&self, pass: &mut wgpu::ComputePass<'_>, steps: &[Vec<Dispatch>], rows: Rows) {
+        for (dispatch, grid) in dispatches(steps, rows) {
+            dispatch.record(pass, grid);
         }
     }
 
-    /// Records a batch, each submission of it.
-    fn record(&self, rows: Rows) -> Vec<wgpu::CommandBuffer> {
+    /// The steps of a batch, cut into those of each submission. Many rows are cut where products can run
+    /// beside each other; a cut costs too much time for few.
+    fn submissions(&self, rows: Rows) -> Vec<&[Vec<Dispatch>]> {
+        let Lowered { steps, beside, .. } = &self.lowered;
         let products = rows.n_rows as u64 * self.shared.weights.n_elements();
         let n_submissions = products.div_ceil(SUBMISSION_PRODUCTS) as usize;
-        let a_submission = self.steps.len().div_ceil(n_submissions.max(1)).max(1);
-        let mut groups = self.steps.chunks(a_submission).peekable();
-        let mut commands = Vec::with_capacity(n_submissions);
-        while let Some(steps) = groups.next() {
-            let device = &self.shared.context.device;
-            let mut encoder = device.create_command_encoder(&Default::default());
-            self.record_steps(&mut encoder, steps, rows);
-            if groups.peek().is_none() {
-                self.copy_logits(&mut encoder, rows);
+        let most = steps.len().div_ceil(n_submissions.max(1)).max(1);
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for end in 1..=steps.len() {
+            let cuts = rows.n_rows > FEW_ROWS && beside.contains(&end);
+            if cuts || end - start == most || end == steps.len() {
+                parts.push(&steps[start..end]);
+                start = end;
             }
-            commands.push(encoder.finish());
         }
-        commands
+        parts
     }
 
-    fn submit(&mut self, rows: Rows) -> Result<()> {
-        let shared = self.shared.clone();
-        let next_token = self.next_token.take().filter(|_| rows == Rows::NEXT_TOKEN);
-        shared.context.scoped("run of a batch", || {
-            let commands = next_token.unwrap_or_else(|| self.record(rows));
-            for command in commands {
-                shared.context.queue.submit([command]);
+    /// Records a batch, each submission of it when it is asked for.
+    fn record(
+        &self,
+        Recording { rows, end }: Recording,
+    ) -> impl Iterator<Item = wgpu::CommandBuffer> {
+        let parts = self.submissions(rows);
+        let last = parts.len() - 1;
+        parts.into_iter().enumerate().map(move |(index, steps)| {
+            let device = &self.shared.context.device;
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            self.record_steps(&mut pass, steps, rows);
+            let end = (index == last).then_some(end);
+            if let Some(End::Choice(_)) = end {
+                self.chain.record(&mut pass);
             }
+            drop(pass);
+            match end {
+                Some(End::Logits) => self.copy_logits(&mut encoder, rows),
+                Some(End::Choice(index)) => self.chain.record_copy(&mut encoder, index),
+                None => {}
+            }
+            encoder.finish()
+        })
+    }
+
+    /// Submits a batch, and then records what is likely to come `next`.
+    fn submit(&mut self, now: Recording, next: Recording) -> Result<wgpu::SubmissionIndex> {
+        let shared = self.shared.clone();
+        let recorded = self.next.take().filter(|(recording, _)| *recording == now);
+        shared.context.scoped("run of a batch", || {
+            let queue = &shared.context.queue;
+            let submit = |command| queue.submit([command]);
+            let submission = match recorded {
+                Some((_, commands)) => commands.into_iter().map(submit).last(),
+                // The GPU works on one while the next is recorded.
+                None => self.record(now).map(submit).last(),
+            };
             // While the GPU is busy: the commands depend on nothing that the token decides.
-            self.next_token = Some(self.record(Rows::NEXT_TOKEN));
+            self.next = Some((next, self.record(next).collect()));
+            submission.unwrap_or_else(|| queue.submit([]))
         })
     }
 
@@ -176,17 +227,18 @@ impl GpuExecutor {
     /// Runs step by step, waiting for each, and shows what it wrote.
     fn run_observed(&self, batch: &Batch<'_>, observer: &mut Observer<'_>) -> Result<()> {
         let context = &self.shared.context;
-        for (index, (step, dispatches)) in self.plan.steps.iter().zip(&self.steps).enumerate() {
+        for (index, (step, dispatches)) in
+            self.plan.steps.iter().zip(&self.lowered.steps).enumerate()
+        {
             context.scoped(&step.name, || {
                 let mut encoder = context.device.create_command_encoder(&Default::default());
-                self.record_steps(
-                    &mut encoder,
-                    std::slice::from_ref(dispatches),
-                    Rows::of(batch),
-                );
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let steps = std::slice::from_ref(dispatches);
+                self.record_steps(&mut pass, steps, Rows::of(batch));
+                drop(pass);
                 context.queue.submit([encoder.finish()]);
             })?;
-            let (values, width) = self.written(step, batch)?;
+            let (values, width) = self.written(index, step, batch)?;
             observer(&Observation {
                 index,
                 step,
@@ -194,15 +246,20 @@ impl GpuExecutor {
                 width,
             })?;
         }
+        self.submit_copy_of_logits(Rows::of(batch))
+    }
+
+    fn submit_copy_of_logits(&self, rows: Rows) -> Result<()> {
+        let context = &self.shared.context;
         context.scoped("copy of the logits", || {
             let mut encoder = context.device.create_command_encoder(&Default::default());
-            self.copy_logits(&mut encoder, Rows::of(batch));
+            self.copy_logits(&mut encoder, rows);
             context.queue.submit([encoder.finish()]);
         })
     }
 
     /// What a step has just written, dense, and its width.
-    fn written(&self, step: &Step, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
+    fn written(&self, index: usize, step: &Step, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
         match (&step.op, step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 let [keys, values] = &self.buffers.caches[*layer];
@@ -210,19 +267,26 @@ impl GpuExecutor {
                 rows.extend(self.cached_rows(*layer, values, batch)?);
                 Ok((rows, self.kv.layers[*layer].width()))
             }
-            (_, Some(dst)) => self.activation(dst, batch),
+            (_, Some(dst)) => {
+                let own = self.lowered.own.get(&index);
+                let own = own.filter(|_| batch.n_rows() <= FEW_ROWS);
+                let buffer = own.unwrap_or(&self.buffers.activations[dst.0]);
+                self.activation(dst, buffer, batch)
+            }
             (_, None) => Ok((Vec::new(), 0)),
         }
     }
 
-    fn activation(&self, id: BufferId, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
+    fn activation(
+        &self,
+        id: BufferId,
+        buffer: &wgpu::Buffer,
+        batch: &Batch<'_>,
+    ) -> Result<(Vec<f32>, usize)> {
         let width = self.plan.buffer(id).width;
         let row_bytes = row_stride(width) * 4;
         let bytes = (self.plan.rows_of(id, batch) * row_bytes) as u64;
-        let padded = self
-            .shared
-            .context
-            .read_buffer(&self.buffers.activations[id.0], 0, bytes)?;
+        let padded = self.shared.context.read_buffer(buffer, 0, bytes)?;
         let rows = padded.chunks_exact(row_bytes);
         let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
         Ok((values.collect(), width))
@@ -248,6 +312,20 @@ impl GpuExecutor {
     }
 }
 
+/// The dispatches of some steps that a batch needs, each with its grid.
+fn dispatches(steps: &[Vec<Dispatch>], rows: Rows) -> impl Iterator<Item = (&Dispatch, [u32; 3])> {
+    steps.iter().flatten().filter_map(move |dispatch| {
+        let n_rows = match dispatch.extent {
+            Extent::Tokens => rows.n_rows,
+            Extent::Outputs => rows.n_outputs,
+        };
+        let is_needed = n_rows > 0
+            && dispatch.rows.covers(n_rows)
+            && dispatch.visible.contains(&rows.n_visible);
+        is_needed.then(|| (dispatch, (dispatch.grid)(n_rows)))
+    })
+}
+
 impl Executor for GpuExecutor {
     fn run(
         &mut self,
@@ -257,9 +335,99 @@ impl Executor for GpuExecutor {
     ) -> Result<()> {
         self.write_batch(batch)?;
         match observer {
-            None => self.submit(Rows::of(batch))?,
+            None => {
+                let recording = |rows| Recording {
+                    rows,
+                    end: End::Logits,
+                };
+                let rows = Rows::of(batch);
+                let next = Rows::token(rows.n_visible);
+                self.submit(recording(rows), recording(next))?;
+            }
             Some(observer) => self.run_observed(batch, observer)?,
         }
         self.read_logits(batch, logits)
+    }
+
+    fn profile(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<BatchTimes> {
+        let context = &self.shared.context;
+        let clock = timestamps::clock(context)?;
+        let rows = Rows::of(batch);
+        self.write_batch(batch)?;
+        let mut total = Duration::ZERO;
+        for steps in self.submissions(rows) {
+            total += timestamps::time_all(context, &dispatches(steps, rows).collect::<Vec<_>>())?;
+        }
+        let mut times = Vec::new();
+        for steps in self.submissions(rows) {
+            let timed: Vec<_> = dispatches(steps, rows).collect();
+            let found = timestamps::time_each(context, clock, &timed)?;
+            times.extend(
+                timed
+                    .iter()
+                    .zip(found)
+                    .map(|((dispatch, _), time)| DispatchTime {
+                        step: dispatch.step,
+                        writes: dispatch.writes.clone(),
+                        kernel: Some(dispatch.kernel.name),
+                        time,
+                    }),
+            );
+        }
+        self.submit_copy_of_logits(rows)?;
+        self.read_logits(batch, logits)?;
+        Ok(BatchTimes::new(clock, times, total))
+    }
+
+    fn chain(&mut self) -> Option<&mut dyn TokenChain> {
+        Some(self)
+    }
+}
+
+impl TokenChain for GpuExecutor {
+    fn start(&mut self, sampling: &PlainSampling) -> Result<bool> {
+        self.chain.start(&self.shared.context, sampling)
+    }
+
+    fn queue(&mut self, position: usize, random: u32) -> Result<()> {
+        let index = self.chain.n_queued();
+        let context = &self.shared.context;
+        context.scoped("upload of a position", || {
+            if index > 0 {
+                let params = BatchParams {
+                    n_rows: 1,
+                    position: position as u32 - 1,
+                    n_outputs: 1,
+                    random,
+                };
+                let params = bytemuck::bytes_of(&params);
+                context.queue.write_buffer(&self.buffers.batch, 0, params);
+            } else {
+                // The first choice goes by the last batch.
+                let offset = std::mem::offset_of!(BatchParams, random) as u64;
+                let random = bytemuck::bytes_of(&random);
+                context
+                    .queue
+                    .write_buffer(&self.buffers.batch, offset, random);
+            }
+        })?;
+        let recording = |index: usize, position: usize| Recording {
+            rows: match index {
+                0 => Rows::NONE,
+                _ => Rows::token(position - 1),
+            },
+            end: End::Choice(index),
+        };
+        let (now, next) = (
+            recording(index, position),
+            recording(index + 1, position + 1),
+        );
+        let submission = self.submit(now, next)?;
+        self.chain
+            .submitted(&self.shared.context, position, submission)
+    }
+
+    fn read(&mut self) -> Result<u32> {
+        self.chain.read(&self.shared.context)
     }
 }

@@ -1,14 +1,14 @@
-//! The speed of single products, for `benches/kernels.rs`.
+//! The speed of single products and of the memory, for `benches/kernels.rs` and `examples/profile.rs`.
+
+mod stream;
 
 use super::context::{Context, GpuFeatures};
-use crate::device::{DeviceInfo, GpuChoice};
+use super::select::{self, Choice, FEW_ROWS};
+use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};
 use crate::error::Result;
 use crate::gguf::WeightType;
-use crate::kernels::matmul_coop::Tile;
 use crate::kernels::repack::Shard;
-use crate::kernels::{
-    BatchParams, Kernel, Variant, f16_rows, matmul, matmul_coop, matvec, matvec_int8, row_stride,
-};
+use crate::kernels::{BatchParams, Kernel, Src, Variant, matmul, matmul_coop, matvec, row_stride};
 use crate::kv_cache::KvType;
 use std::time::{Duration, Instant};
 use wgpu::BufferUsages as Usages;
@@ -30,17 +30,32 @@ pub struct Product {
 #[derive(Clone, Debug)]
 pub struct Measurement {
     /// The kernel, and its tile where it has several.
-    pub kernel: &'static str,
+    pub kernel: String,
     /// One dispatch in a row of dependent ones.
     pub time: Duration,
     /// Bytes of the weights.
     pub weight_bytes: u64,
+    /// Whether a session with [`Activations::Auto`] runs the product by this kernel.
+    pub is_chosen: bool,
 }
 
 /// A GPU to measure.
 #[derive(Debug)]
 pub struct Bench {
     context: Context,
+    rounding: Rounding,
+    choice: Choice,
+}
+
+/// A dispatch to time.
+struct Timed<'a> {
+    kernel: &'static Kernel,
+    variant: Variant,
+    n_rows: usize,
+    params: &'a [u8],
+    /// The bindings of dispatches that follow each other.
+    storages: Vec<Vec<&'a wgpu::Buffer>>,
+    grid: [u32; 3],
 }
 
 /// Weights that lie in different buffers, in all, so that they come from memory and not from a cache.
@@ -49,6 +64,16 @@ const ROTATED_BYTES: u64 = 512 << 20;
 const RUN: Duration = Duration::from_millis(50);
 const REPEATS: usize = 3;
 
+/// The bindings of a product for each of its weights. Where nothing is added any buffer does for it.
+fn storages<'a>(
+    weights: &'a [wgpu::Buffer],
+    inputs: &[&'a wgpu::Buffer],
+    dst: &'a wgpu::Buffer,
+) -> Vec<Vec<&'a wgpu::Buffer>> {
+    let storage = |weights| [&[weights], inputs, &[weights, weights, dst, dst]].concat();
+    weights.iter().map(storage).collect()
+}
+
 impl Bench {
     /// Opens a GPU with all that it has.
     ///
@@ -56,7 +81,13 @@ impl Bench {
     /// Those of the device.
     pub fn new(choice: &GpuChoice) -> Result<Bench> {
         let context = Context::new(choice, GpuFeatures::default())?;
-        Ok(Bench { context })
+        let rounding = select::rounding(Activations::Auto, &context);
+        let choice = Choice::new(&context, rounding, KvType::F16);
+        Ok(Bench {
+            context,
+            rounding,
+            choice,
+        })
     }
 
     /// The GPU.
@@ -64,7 +95,7 @@ impl Bench {
         &self.context.info
     }
 
-    /// Every kernel that can compute the product: few rows by `matvec` and `matvec_int8`.
+    /// Every kernel that can compute the product: few rows by `matvec`.
     ///
     /// # Errors
     /// Those of the device.
@@ -101,71 +132,85 @@ impl Bench {
             has_residual: 0,
             padding: [0; 3],
         };
-        let plain = |name, kernel: &'static Kernel, grid| {
-            let storage = |weights| match kernel.uses.integers {
-                // Quants and scales are any numbers too.
-                true => vec![weights, &src, &src, weights, weights, &dst, &dst],
-                false => vec![weights, &src, weights, weights, &dst, &dst],
-            };
-            let storages = weights.iter().map(storage).collect();
-            self.time(
-                name,
-                kernel,
-                product,
-                None,
-                &params,
-                storages,
-                grid,
-                weight_bytes,
-            )
+        let variant = Variant {
+            weight,
+            ..self.choice.plain()
         };
-        if n_rows == 1 {
-            let grid = matvec::grid(&params, 1);
-            let mut found = vec![plain("matvec", &matvec::KERNEL, grid)?];
-            if weight.block_len() > 1 {
-                let grid = matvec_int8::grid(&params, 1);
-                found.push(plain("matvec_int8", &matvec_int8::KERNEL, grid)?);
-            }
-            return Ok(found);
+        let found = |kernel: String, is_chosen, time| Measurement {
+            kernel,
+            time,
+            weight_bytes,
+            is_chosen,
+        };
+        if n_rows <= FEW_ROWS {
+            let takes_int8 = weight.block_len() > 1;
+            let chosen = match takes_int8 && self.rounding.int8_rows >= n_rows {
+                true => Src::Int8,
+                false => Src::F32,
+            };
+            // Int8 activations are any numbers too.
+            let sources = [Src::F32, Src::Int8].into_iter();
+            let of = |of_src: Src| {
+                let params = matvec::Params {
+                    matrix: params.matrix,
+                    src_stride: params.src_stride,
+                    dst_stride: params.dst_stride,
+                    n_pairs: matvec::n_pairs(params.matrix.team_size, of_src),
+                    has_bias: 0,
+                    has_residual: 0,
+                    padding: [0; 3],
+                };
+                let time = self.time(&Timed {
+                    kernel: &matvec::KERNEL,
+                    variant: Variant {
+                        src: of_src,
+                        ..variant
+                    },
+                    n_rows,
+                    params: bytemuck::bytes_of(&params),
+                    storages: storages(&weights, &[&src], &dst),
+                    grid: matvec::grid(&params, n_rows),
+                })?;
+                Ok(found(format!("matvec {of_src:?}"), of_src == chosen, time))
+            };
+            return sources
+                .filter(|s| takes_int8 || *s == Src::F32)
+                .map(of)
+                .collect();
         }
-        let mut found = vec![plain(
-            "matmul",
-            &matmul::KERNEL,
-            matmul::grid(&params, n_rows),
-        )?];
-        if let Some(matrix) = self.context.cooperative_matrix {
-            let room = self.context.limits.max_compute_workgroup_storage_size as usize;
-            for (name, is_large) in [("matmul_coop small", false), ("matmul_coop large", true)] {
-                let tile = Tile { matrix, is_large };
-                if tile.workgroup_bytes() > room {
-                    continue;
-                }
-                let storage =
-                    |weights| vec![weights, &halves, &scales, weights, weights, &dst, &dst];
-                found.push(self.time(
-                    name,
-                    &matmul_coop::KERNEL,
-                    product,
-                    Some(tile),
-                    &params,
-                    weights.iter().map(storage).collect(),
-                    matmul_coop::grid(tile, &params, n_rows),
-                    weight_bytes,
-                )?);
-            }
-            let params = f16_rows::Params::new(n_cols, 0);
-            found.push(self.time(
-                "f16_rows",
-                &f16_rows::KERNEL,
-                product,
-                None,
-                &params,
-                vec![vec![&src, &halves, &scales]],
-                f16_rows::grid(&params, n_rows),
-                bytes(n_cols),
-            )?);
+        let tiles = self.choice.tiles(weight, n_out);
+        let chosen = tiles
+            .iter()
+            .find(|(rows, _)| rows.covers(n_rows))
+            .map(|&(_, tile)| tile);
+        let time = self.time(&Timed {
+            kernel: &matmul::KERNEL,
+            variant,
+            n_rows,
+            params: bytemuck::bytes_of(&params),
+            storages: storages(&weights, &[&src], &dst),
+            grid: matmul::grid(&params, n_rows),
+        })?;
+        let mut all = vec![found("matmul".to_owned(), chosen.is_none(), time)];
+        for tile in self.choice.every_tile() {
+            let time = self.time(&Timed {
+                kernel: &matmul_coop::KERNEL,
+                variant: Variant {
+                    tile: Some(tile),
+                    ..variant
+                },
+                n_rows,
+                params: bytemuck::bytes_of(&params),
+                storages: storages(&weights, &[&halves, &scales], &dst),
+                grid: matmul_coop::grid(tile, &params, n_rows),
+            })?;
+            all.push(found(
+                format!("matmul_coop {tile}"),
+                chosen == Some(tile),
+                time,
+            ));
         }
-        Ok(found)
+        Ok(all)
     }
 
     /// A storage buffer of 16-bit floats between 0 and 2.
@@ -189,19 +234,9 @@ impl Bench {
         Ok(buffer)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a dispatch is as much")]
-    fn time<P: bytemuck::Pod>(
-        &self,
-        name: &'static str,
-        kernel: &Kernel,
-        product: &Product,
-        tile: Option<Tile>,
-        params: &P,
-        storages: Vec<Vec<&wgpu::Buffer>>,
-        [x, y, z]: [u32; 3],
-        weight_bytes: u64,
-    ) -> Result<Measurement> {
+    fn time(&self, timed: &Timed<'_>) -> Result<Duration> {
         let context = &self.context;
+        let name = timed.kernel.name;
         let uniform = |label: &str, contents: &[u8]| {
             let usage = Usages::UNIFORM | Usages::COPY_DST;
             let buffer = context.create_buffer(label, contents.len() as u64, usage)?;
@@ -209,29 +244,25 @@ impl Bench {
             Ok(buffer)
         };
         let batch = BatchParams {
-            n_rows: product.n_rows as u32,
+            n_rows: timed.n_rows as u32,
             position: 0,
             n_outputs: 1,
-            padding: 0,
+            random: 0,
         };
         let batch = uniform("batch", bytemuck::bytes_of(&batch))?;
-        let params = uniform("params", bytemuck::bytes_of(params))?;
-        let variant = Variant {
-            weight: product.weight,
-            kv: KvType::F32,
-            subgroups: context.subgroups(),
-            tile,
-        };
-        let pipeline = context.pipeline(kernel, &variant)?;
+        let params = uniform("params", timed.params)?;
+        let pipeline = context.pipeline(timed.kernel, &timed.variant)?;
         let bind_group = |storage: &Vec<&wgpu::Buffer>| {
             let buffers = [&batch, &params].into_iter().chain(storage.iter().copied());
             let bindings: Vec<_> = buffers.map(|b| b.as_entire_buffer_binding()).collect();
             context.bind_group(name, &pipeline, &bindings)
         };
-        let groups = storages
+        let groups = timed
+            .storages
             .iter()
             .map(bind_group)
             .collect::<Result<Vec<_>>>()?;
+        let [x, y, z] = timed.grid;
         let run = |n_dispatches: usize| -> Result<Duration> {
             let mut encoder = context.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -254,10 +285,6 @@ impl Bench {
         for _ in 0..REPEATS {
             best = best.min(run(n_dispatches)? / n_dispatches as u32);
         }
-        Ok(Measurement {
-            kernel: name,
-            time: best,
-            weight_bytes,
-        })
+        Ok(best)
     }
 }

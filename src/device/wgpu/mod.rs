@@ -1,13 +1,17 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
+mod chain;
 pub(crate) mod context;
 mod executor;
+mod kept_pipelines;
 mod lower;
 pub mod measure;
 mod pipelines;
 mod select;
 #[cfg(test)]
 pub(crate) mod testing;
+mod timestamps;
+mod upload;
 mod weights;
 
 pub use context::GpuFeatures;
@@ -89,11 +93,9 @@ impl Backend for GpuBackend {
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(GpuExecutor::new(
-            self.shared.clone(),
-            plan.clone(),
-            kv,
-        )?))
+        let executor = GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?;
+        self.shared.context.save_pipelines();
+        Ok(Box::new(executor))
     }
 }
 

@@ -3,9 +3,11 @@
 use super::context::Context;
 use crate::error::Result;
 use crate::gguf::WeightType;
+use crate::kernels::attention_few::Heads;
 use crate::kernels::matmul_coop::Tile;
-use crate::kernels::{Access, BatchParams, Kernel, Variant};
+use crate::kernels::{Access, BatchParams, Constants, Kernel, Src, Variant, attention_coop};
 use crate::kv_cache::KvType;
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,9 +24,14 @@ pub(crate) struct Pipeline {
 struct Key {
     name: &'static str,
     weight: Option<WeightType>,
+    src: Option<Src>,
     kv: Option<KvType>,
     subgroups: Option<bool>,
     tile: Option<Tile>,
+    heads: Option<Heads>,
+    is_wide: Option<bool>,
+    constants: Option<Constants>,
+    attention_tile: Option<attention_coop::Tile>,
 }
 
 impl Key {
@@ -32,9 +39,16 @@ impl Key {
         Key {
             name: kernel.name,
             weight: kernel.uses.weight.then_some(variant.weight),
+            src: kernel.uses.matvec.then_some(variant.src),
             kv: kernel.uses.kv.then_some(variant.kv),
-            subgroups: kernel.uses.reduce.then_some(variant.subgroups),
+            subgroups: kernel.reduces(variant).then_some(variant.subgroups),
             tile: variant.tile.filter(|_| kernel.uses.tile),
+            heads: variant.heads.filter(|_| kernel.uses.heads),
+            is_wide: kernel.uses.matvec.then_some(variant.is_wide),
+            constants: variant.constants,
+            attention_tile: variant
+                .attention_tile
+                .filter(|_| kernel.uses.attention_tile),
         }
     }
 }
@@ -52,6 +66,22 @@ impl PipelineCache {
 }
 
 impl Context {
+    /// Compiles what is not there yet, on all cores.
+    ///
+    /// # Errors
+    /// As [`Context::pipeline`].
+    pub(super) fn compile_all(
+        &self,
+        wanted: impl Iterator<Item = (&'static Kernel, Variant)>,
+    ) -> Result<()> {
+        let wanted: HashMap<Key, _> = wanted
+            .map(|(kernel, variant)| (Key::new(kernel, &variant), (kernel, variant)))
+            .collect();
+        wanted
+            .into_par_iter()
+            .try_for_each(|(_, (kernel, variant))| self.pipeline(kernel, &variant).map(drop))
+    }
+
     /// The pipeline of a variant of a kernel, compiled at its first use.
     ///
     /// # Errors
@@ -71,7 +101,7 @@ impl Context {
         let name = kernel.name;
         let source = kernel.source(variant);
         let module = self.shader_module(name, &source)?;
-        let entries = layout_entries(kernel);
+        let entries = layout_entries(kernel, variant);
         self.scoped(&format!("kernel `{name}`"), || {
             let layout = self
                 .device
@@ -97,7 +127,7 @@ impl Context {
                         zero_initialize_workgroup_memory: false,
                         ..Default::default()
                     },
-                    cache: None,
+                    cache: self.kept.as_ref().map(|kept| &kept.cache),
                 });
             Pipeline { compiled, layout }
         })
@@ -166,7 +196,7 @@ impl Context {
 }
 
 /// The batch, the parameters, then the storage buffers.
-fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
+fn layout_entries(kernel: &Kernel, variant: &Variant) -> Vec<wgpu::BindGroupLayoutEntry> {
     let uniform = |bytes: usize| wgpu::BindingType::Buffer {
         ty: wgpu::BufferBindingType::Uniform,
         has_dynamic_offset: false,
@@ -183,7 +213,8 @@ fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
         uniform(size_of::<BatchParams>()),
         uniform(kernel.params_bytes),
     ];
-    let storages = kernel.bindings.iter().map(|&(_, access)| storage(access));
+    let storages = kernel.bindings(variant);
+    let storages = storages.into_iter().map(|(_, access)| storage(access));
     (0..)
         .zip(uniforms.into_iter().chain(storages))
         .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
@@ -221,9 +252,14 @@ mod tests {
 
     const ANY_VARIANT: Variant = Variant {
         weight: WeightType::F32,
+        src: Src::F32,
         kv: KvType::F32,
         subgroups: false,
         tile: None,
+        heads: None,
+        is_wide: false,
+        constants: None,
+        attention_tile: None,
     };
 
     const BROKEN: Kernel = Kernel {

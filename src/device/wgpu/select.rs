@@ -3,16 +3,13 @@
 use super::context::Context;
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
-use crate::kernels::Variant;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
+use crate::kernels::{Src, Variant, attention_coop};
 use crate::kv_cache::KvType;
 use std::ops::RangeInclusive;
 
 /// Up to this many rows each row reads the weights for itself; more share them in tiles.
 pub(super) const FEW_ROWS: usize = 4;
-
-/// Workgroups that keep a large GPU busy.
-const ENOUGH_WORKGROUPS: usize = 100;
 
 /// The numbers of rows that a dispatch is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +19,12 @@ impl Rows {
     pub(super) const ANY: Rows = Rows(1..=usize::MAX);
     pub(super) const FEW: Rows = Rows(1..=FEW_ROWS);
     pub(super) const MANY: Rows = Rows(FEW_ROWS + 1..=usize::MAX);
+
+    /// Those of many rows among them.
+    pub(super) fn many(&self) -> Option<Rows> {
+        let many = (*self.0.start()).max(*Rows::MANY.0.start())..=*self.0.end();
+        (!many.is_empty()).then_some(Rows(many))
+    }
 
     pub(super) fn covers(&self, n_rows: usize) -> bool {
         self.0.contains(&n_rows)
@@ -55,11 +58,8 @@ fn rounding_of(activations: Activations, info: &DeviceInfo, has_matrices: bool) 
 fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
     let room = context.limits.max_compute_workgroup_storage_size as usize;
     let fits = |&matrix: &CooperativeMatrix| {
-        let tile = Tile {
-            matrix,
-            is_large: false,
-        };
-        tile.workgroup_bytes() <= room
+        let mut tiles = Tile::all(matrix).into_iter();
+        tiles.any(|tile| tile.workgroup_bytes() <= room)
     };
     context.cooperative_matrix.filter(fits)
 }
@@ -69,10 +69,13 @@ fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
 pub(super) struct Choice {
     kv: KvType,
     subgroups: bool,
-    /// The cooperative matrices that products of many rows use; their small tile fits.
+    /// The cooperative matrices that products of many rows use; some of their tiles fit.
     pub(super) matrix: Option<CooperativeMatrix>,
     /// Bytes of workgroup memory that there are.
     workgroup_bytes: usize,
+    /// Whether the parameters of kernels of few rows become part of their text. A software adapter would only
+    /// have more to compile.
+    pub(super) inlines_params: bool,
 }
 
 impl Choice {
@@ -82,6 +85,7 @@ impl Choice {
             subgroups: context.subgroups(),
             matrix: usable_matrix(context).filter(|_| rounding.f16_above.is_some()),
             workgroup_bytes: context.limits.max_compute_workgroup_storage_size as usize,
+            inlines_params: context.info.kind != DeviceKind::SoftwareGpu,
         }
     }
 
@@ -89,10 +93,20 @@ impl Choice {
     pub(super) fn plain(&self) -> Variant {
         Variant {
             weight: WeightType::F32,
+            src: Src::F32,
             kv: self.kv,
             subgroups: self.subgroups,
             tile: None,
+            heads: None,
+            is_wide: false,
+            constants: None,
+            attention_tile: None,
         }
+    }
+
+    /// The tile for attention of many rows in heads of a width, where cooperative matrices do it.
+    pub(super) fn attention_tile(&self, head_dim: usize) -> Option<attention_coop::Tile> {
+        attention_coop::Tile::new(self.matrix?, self.kv, head_dim, self.workgroup_bytes)
     }
 
     /// Whether a product of many rows with these weights is one for cooperative matrices.
@@ -106,19 +120,36 @@ impl Choice {
         let Some(matrix) = self.matrix.filter(|_| self.is_cooperative(weight)) else {
             return Vec::new();
         };
-        let tile = |is_large| Tile { matrix, is_large };
-        let (small, large) = (tile(false), tile(true));
-        // Large tiles read less; small ones are more workgroups, and waste less on a few rows.
-        let enough = ENOUGH_WORKGROUPS.div_ceil(n_out.div_ceil(large.side()).max(1));
-        let first_large = (enough - 1) * large.side() + 1;
-        let first_large = first_large.max(small.side() + 1).max(FEW_ROWS + 1);
-        if large.workgroup_bytes() > self.workgroup_bytes {
-            return vec![(Rows::MANY, small)];
+        let tiles = self.tiles_that_fit(matrix);
+        let mut found = Vec::new();
+        let mut end = usize::MAX;
+        for (index, tile) in tiles.iter().enumerate() {
+            // Large tiles read less; small ones are more workgroups, and waste less on a few rows.
+            let first = tiles.get(index + 1).map_or(FEW_ROWS + 1, |smaller| {
+                let tiles_down = tile
+                    .enough_workgroups
+                    .div_ceil(n_out.div_ceil(tile.outputs()));
+                let first = (tiles_down - 1) * tile.rows() + 1;
+                first.max(smaller.rows() + 1).max(FEW_ROWS + 1)
+            });
+            if first <= end {
+                found.push((Rows(first..=end), *tile));
+                end = first - 1;
+            }
         }
-        vec![
-            (Rows(FEW_ROWS + 1..=first_large - 1), small),
-            (Rows(first_large..=usize::MAX), large),
-        ]
+        found
+    }
+
+    /// The tiles that there is room for, the largest first.
+    fn tiles_that_fit(&self, matrix: CooperativeMatrix) -> Vec<Tile> {
+        let fits = |tile: &Tile| tile.workgroup_bytes() <= self.workgroup_bytes;
+        Tile::all(matrix).into_iter().filter(fits).collect()
+    }
+
+    /// Every tile that products of many rows can use.
+    pub(super) fn every_tile(&self) -> Vec<Tile> {
+        self.matrix
+            .map_or(Vec::new(), |matrix| self.tiles_that_fit(matrix))
     }
 }
 
@@ -136,6 +167,7 @@ mod tests {
                 from_vectors: true,
             }),
             workgroup_bytes: 49152,
+            inlines_params: true,
         }
     }
 
@@ -186,13 +218,35 @@ mod tests {
 
     #[test]
     fn tiles_are_large_where_that_leaves_enough_of_them() {
-        let is_large = |n_out, n_rows| {
+        let all = Tile::all(h200().matrix.unwrap());
+        let index = |n_out, n_rows| {
             let tiles = h200().tiles(WeightType::Q4_0, n_out);
-            let found = tiles.iter().find(|(rows, _)| rows.covers(n_rows));
-            found.unwrap().1.is_large
+            let (_, found) = tiles.iter().find(|(rows, _)| rows.covers(n_rows)).unwrap();
+            all.iter().position(|tile| tile == found).unwrap()
         };
-        assert!(is_large(14336, 512) && is_large(4096, 512) && is_large(14336, 128));
-        assert!(!is_large(576, 512) && !is_large(1024, 512) && !is_large(151_936, 64));
+        assert_eq!([index(14336, 512), index(8192, 512)], [0, 0]);
+        assert_eq!([index(4096, 512), index(14336, 128)], [1, 1]);
+        assert_eq!([index(2048, 512), index(1024, 512)], [2, 2]);
+        assert_eq!([index(576, 512), index(192, 512)], [3, 3]);
+        assert_eq!([index(151_936, 64), index(151_936, 32)], [2, 3]);
+    }
+
+    #[test]
+    fn attention_has_a_tile_where_there_is_room_for_one() {
+        for head_dim in [64, 80, 96, 128, 256] {
+            assert!(h200().attention_tile(head_dim).is_some(), "{head_dim}");
+        }
+        assert!(h200().attention_tile(72).is_none() && h200().attention_tile(512).is_none());
+        let with_memory = |workgroup_bytes| Choice {
+            workgroup_bytes,
+            ..h200()
+        };
+        assert!(with_memory(16384).attention_tile(256).is_none());
+        let without = Choice {
+            matrix: None,
+            ..h200()
+        };
+        assert!(without.attention_tile(64).is_none());
     }
 
     #[test]
@@ -204,10 +258,11 @@ mod tests {
             ..h200()
         };
         assert!(without.tiles(WeightType::Q4_0, 4096).is_empty());
-        let large = Tile {
-            matrix: h200().matrix.unwrap(),
-            is_large: true,
-        };
+        let largest = Tile::all(h200().matrix.unwrap())
+            .iter()
+            .map(Tile::workgroup_bytes)
+            .max()
+            .unwrap();
         let with_memory = |workgroup_bytes| {
             let choice = Choice {
                 workgroup_bytes,
@@ -215,7 +270,7 @@ mod tests {
             };
             choice.tiles(WeightType::Q4_0, 4096).len()
         };
-        assert_eq!(with_memory(large.workgroup_bytes() - 1), 1);
-        assert_eq!(with_memory(large.workgroup_bytes()), 2);
+        assert_eq!(with_memory(largest - 1), 3);
+        assert_eq!(with_memory(largest), 4);
     }
 }

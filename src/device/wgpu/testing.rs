@@ -39,7 +39,8 @@ pub(crate) fn run_kernel(
     buffers: &[&[u8]],
 ) -> Vec<Vec<u8>> {
     assert_eq!(params.len(), kernel.params_bytes, "`{}`", kernel.name);
-    assert_eq!(buffers.len(), kernel.bindings.len(), "`{}`", kernel.name);
+    let names = kernel.bindings(variant);
+    assert_eq!(buffers.len(), names.len(), "`{}`", kernel.name);
     let upload = |label: &str, contents: &[u8], usage: Usages| {
         let buffer = context.create_buffer(label, contents.len() as u64, usage | Usages::COPY_DST);
         let buffer = buffer.unwrap();
@@ -50,7 +51,7 @@ pub(crate) fn run_kernel(
         upload("batch", bytemuck::bytes_of(&batch), Usages::UNIFORM),
         upload("params", params, Usages::UNIFORM),
     ];
-    for (contents, (label, _)) in buffers.iter().zip(kernel.bindings) {
+    for (contents, (label, _)) in buffers.iter().zip(names) {
         bound.push(upload(label, contents, Usages::STORAGE | Usages::COPY_SRC));
     }
     let pipeline = context.pipeline(kernel, variant).unwrap();

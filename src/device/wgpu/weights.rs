@@ -1,23 +1,53 @@
 //! Weights on the GPU: repacked on the way from the mapped file, in shards no larger than a binding.
 
 use super::context::Context;
+use super::upload::upload;
 use crate::error::Result;
 use crate::kernels::repack::Shard;
 use crate::model::{Weight, WeightId, Weights};
-use rayon::prelude::*;
-use std::ops::Range;
+use std::num::NonZeroU64;
 
-/// Bytes of the file that one thread repacks at a time.
-const PART_BYTES: usize = 2 << 20;
-/// Bytes in flight to the GPU before the upload waits for it.
-const IN_FLIGHT_BYTES: usize = 32 << 20;
-/// Words at the end of each shard that are read back after the load.
-const SAMPLE_WORDS: usize = 64;
+/// Of a buffer of weights.
+const USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_DST)
+    .union(wgpu::BufferUsages::COPY_SRC);
 
-/// Some rows of a weight in a buffer of their own.
+/// Some rows of a weight in a buffer, which weights like it may share.
 pub(super) struct WeightShard {
     pub(super) shard: Shard,
     pub(super) buffer: wgpu::Buffer,
+    /// Bytes of the buffer in front of it.
+    pub(super) offset: u64,
+}
+
+impl WeightShard {
+    /// Its place.
+    pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
+        wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: self.offset,
+            size: NonZeroU64::new(self.bytes()),
+        }
+    }
+
+    /// Whether the other one is like this one and lies behind it in the same buffer.
+    fn is_followed_by(&self, other: &WeightShard) -> bool {
+        self.shard == other.shard && self.buffer == other.buffer && self.offset < other.offset
+    }
+
+    /// One place for this one and for one that follows it, and the word where that begins there.
+    pub(super) fn binding_with(&self, follower: &WeightShard) -> (wgpu::BufferBinding<'_>, u32) {
+        let start = follower.offset - self.offset;
+        let binding = wgpu::BufferBinding {
+            size: NonZeroU64::new(start + follower.bytes()),
+            ..self.binding()
+        };
+        (binding, (start / 4) as u32)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.shard.words() as u64 * 4
+    }
 }
 
 /// Every weight of a model, by [`WeightId`]: matrices in shards, vectors as matrices of one row.
@@ -26,30 +56,14 @@ pub(super) struct GpuWeights {
     shards: Vec<Vec<WeightShard>>,
 }
 
-/// A run of words for a place in a buffer.
-struct Write {
-    word_offset: usize,
-    words: Vec<u32>,
-}
-
 impl GpuWeights {
     pub(super) fn upload(
         context: &Context,
         weights: Weights,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let total_bytes = weights.stored_bytes();
-        let mut upload = Upload {
-            context,
-            in_flight_bytes: 0,
-            done_bytes: 0,
-        };
-        let mut shards = Vec::new();
-        for (id, weight) in weights.iter() {
-            shards.push(upload.weight(&weights, id, weight, |done| progress(done, total_bytes))?);
-            weights.release(id);
-        }
-        upload.flush()?;
+        let shards = place(context, &weights)?;
+        upload(context, &weights, &shards, progress)?;
         Ok(GpuWeights { weights, shards })
     }
 
@@ -67,137 +81,66 @@ impl GpuWeights {
         &self.shards[id.0]
     }
 
-    /// The buffer of a vector, padded with zeros to whole units.
-    pub(super) fn vector(&self, id: WeightId) -> &wgpu::Buffer {
-        &self.shards[id.0][0].buffer
+    /// Whether one binding holds both weights, which have one type and shape, the second behind the first.
+    pub(super) fn are_together(&self, first: WeightId, second: WeightId) -> bool {
+        match [first, second].map(|weight| self.shards(weight)) {
+            [[first], [second]] => first.is_followed_by(second),
+            _ => false,
+        }
+    }
+
+    /// The place of a vector, padded with zeros to whole units.
+    pub(super) fn vector(&self, id: WeightId) -> wgpu::BufferBinding<'_> {
+        self.shards[id.0][0].binding()
     }
 }
 
-/// An upload under way.
-struct Upload<'a> {
-    context: &'a Context,
-    in_flight_bytes: usize,
-    done_bytes: u64,
+/// Room for weights, not yet filled. Those of one type and shape that follow each other lie in one buffer, as
+/// far as one binding reaches, so that a kernel may read two of them.
+pub(super) fn place(context: &Context, weights: &Weights) -> Result<Vec<Vec<WeightShard>>> {
+    let weights: Vec<&Weight> = weights.iter().map(|(_, weight)| weight).collect();
+    let kind = |weight: &&Weight| (weight.ty, weight.n_rows, weight.n_cols);
+    let mut shards = Vec::with_capacity(weights.len());
+    for alike in weights.chunk_by(|a, b| kind(a) == kind(b)) {
+        let mut rest = alike;
+        while let [first, ..] = rest {
+            let placed = place_alike(context, first, rest.len())?;
+            rest = &rest[placed.len()..];
+            shards.extend(placed);
+        }
+    }
+    Ok(shards)
 }
 
-impl Upload<'_> {
-    fn weight(
-        &mut self,
-        weights: &Weights,
-        id: WeightId,
-        weight: &Weight,
-        mut progress: impl FnMut(u64),
-    ) -> Result<Vec<WeightShard>> {
-        let max_bytes = self.context.max_binding_bytes() as usize;
-        let shards = Shard::split(weight.ty, weight.n_rows, weight.n_cols, max_bytes);
-        if shards.is_empty() {
-            let what = format!("a row of tensor `{}`", weight.name);
-            let bytes = weight.ty.row_bytes(weight.n_cols) as u64;
-            return Err(self.context.out_of_memory(what, bytes));
-        }
-        let usage = wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_DST
-            | wgpu::BufferUsages::COPY_SRC;
-        shards
-            .into_iter()
-            .map(|shard| {
-                let bytes = shard.words() as u64 * 4;
-                let buffer = self.context.create_buffer(&weight.name, bytes, usage)?;
-                let last = self.shard(weights, id, &shard, &buffer, &mut progress)?;
-                self.check_sample(weight, &buffer, &last)?;
-                Ok(WeightShard { shard, buffer })
+/// Room for the first weights, at least one, of so many that are like `weight`.
+fn place_alike(context: &Context, weight: &Weight, n: usize) -> Result<Vec<Vec<WeightShard>>> {
+    let max_bytes = context.max_binding_bytes();
+    let shards = Shard::split(weight.ty, weight.n_rows, weight.n_cols, max_bytes as usize);
+    if shards.is_empty() {
+        let what = format!("a row of tensor `{}`", weight.name);
+        let bytes = weight.ty.row_bytes(weight.n_cols) as u64;
+        return Err(context.out_of_memory(what, bytes));
+    }
+    let bytes = |shard: &Shard| shard.words() as u64 * 4;
+    let [shard] = shards[..] else {
+        let create = |shard: Shard| {
+            Ok(WeightShard {
+                shard,
+                buffer: context.create_buffer(&weight.name, bytes(&shard), USAGE)?,
+                offset: 0,
             })
-            .collect()
-    }
-
-    /// Fills a shard's buffer; returns the last run of words that went there.
-    fn shard(
-        &mut self,
-        weights: &Weights,
-        id: WeightId,
-        shard: &Shard,
-        buffer: &wgpu::Buffer,
-        progress: &mut impl FnMut(u64),
-    ) -> Result<Write> {
-        let row_bytes = shard.ty.row_bytes(shard.n_cols);
-        let part_rows = (PART_BYTES / row_bytes)
-            .max(1)
-            .next_multiple_of(Shard::ROW_STEP);
-        let starts: Vec<usize> = (0..shard.n_rows).step_by(part_rows).collect();
-        let mut last = None;
-        for group in starts.chunks(IN_FLIGHT_BYTES / PART_BYTES) {
-            let parts: Vec<Vec<Write>> = group
-                .par_iter()
-                .map(|&start| {
-                    repack(
-                        weights,
-                        id,
-                        shard,
-                        start..shard.n_rows.min(start + part_rows),
-                    )
-                })
-                .collect();
-            for write in parts.into_iter().flatten() {
-                let offset = write.word_offset as u64 * 4;
-                let bytes: &[u8] = bytemuck::cast_slice(&write.words);
-                self.context.scoped("upload of weights", || {
-                    self.context.queue.write_buffer(buffer, offset, bytes);
-                })?;
-                self.in_flight_bytes += bytes.len();
-                last = Some(write);
-            }
-            if self.in_flight_bytes >= IN_FLIGHT_BYTES {
-                self.flush()?;
-            }
-            let rows = shard.n_rows.min(group[group.len() - 1] + part_rows) - group[0];
-            self.done_bytes += (rows * row_bytes) as u64;
-            progress(self.done_bytes);
-        }
-        Ok(last.unwrap_or(Write {
-            word_offset: 0,
-            words: Vec::new(),
-        }))
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.in_flight_bytes = 0;
-        self.context
-            .scoped("upload of weights", || self.context.queue.submit([]))?;
-        self.context.wait()
-    }
-
-    /// Reads the end of what was written back: some drivers lose an upload without a word
-    /// (<https://github.com/gfx-rs/wgpu/issues/9545>).
-    fn check_sample(&self, weight: &Weight, buffer: &wgpu::Buffer, last: &Write) -> Result<()> {
-        let first = last.words.len().saturating_sub(SAMPLE_WORDS);
-        let expected = &last.words[first..];
-        let offset = (last.word_offset + first) as u64 * 4;
-        let found = self
-            .context
-            .read_buffer(buffer, offset, expected.len() as u64 * 4)?;
-        if found != bytemuck::cast_slice::<u32, u8>(expected) {
-            let message = format!(
-                "tensor `{}` reads back other bytes than were sent",
-                weight.name
-            );
-            return Err(self.context.error(message));
-        }
-        Ok(())
-    }
-}
-
-/// Rows of a shard as the kernels want them.
-fn repack(weights: &Weights, id: WeightId, shard: &Shard, rows: Range<usize>) -> Vec<Write> {
-    let of_weight = shard.first_row + rows.start..shard.first_row + rows.end;
-    let bytes = weights.stored_rows(id, of_weight);
-    let mut writes = Vec::new();
-    shard.repack_rows(rows, &bytes, |word_offset, words| {
-        if !words.is_empty() {
-            writes.push(Write {
-                word_offset,
-                words: words.to_vec(),
-            });
-        }
-    });
-    writes
+        };
+        return Ok(vec![shards.into_iter().map(create).collect::<Result<_>>()?]);
+    };
+    let alignment = u64::from(context.limits.min_storage_buffer_offset_alignment);
+    let step = bytes(&shard).next_multiple_of(alignment);
+    let n = (n as u64).min((max_bytes - bytes(&shard)) / step + 1);
+    let total = (n - 1) * step + bytes(&shard);
+    let buffer = context.create_buffer(&weight.name, total, USAGE)?;
+    let place = |i: u64| WeightShard {
+        shard,
+        buffer: buffer.clone(),
+        offset: i * step,
+    };
+    Ok((0..n).map(|i| vec![place(i)]).collect())
 }

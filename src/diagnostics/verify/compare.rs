@@ -5,7 +5,7 @@ use crate::plan::Op;
 
 /// The error of one step, as a share of the row's root mean square, that its arithmetic explains.
 /// At least ten times what was seen on lavapipe, an NVIDIA H200 and the CPU. Steps that only move,
-/// add or round values are exact. `is_f16` says that a product takes in 16-bit floats.
+/// add or round values are exact. `is_f16` says that a product or attention takes in 16-bit floats.
 pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
     match op {
         Op::Add { .. } | Op::SelectOutputs { .. } | Op::StoreKv { .. } => 0.0,
@@ -14,6 +14,8 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         Op::RmsNorm { .. } | Op::Rope { .. } | Op::GatedActivation { .. } => 2e-5,
         // Seen: 7e-3 on lavapipe, of SmolLM2 and Gemma 3.
         Op::MatMul { .. } if is_f16 => 3e-2,
+        // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.
+        Op::Attention { .. } if is_f16 => 6e-2,
         Op::MatMul { .. } | Op::Attention { .. } => 1e-4,
     }
 }

@@ -201,6 +201,9 @@ impl Verifier {
                 let ty = self.weights.get(*weight).ty;
                 tolerance(op, self.rounding.is_f16(ty, n_rows))
             }
+            (Op::Attention { .. }, _) => {
+                tolerance(op, self.rounding.is_f16_attention(batch.n_rows()))
+            }
             _ => tolerance(op, false),
         };
         let outcome = compare(seen.values, &expected, seen.width.max(1), tolerance);

@@ -254,16 +254,11 @@ fn verify_allows_f16_activations_their_rounding_and_no_more() {
         f16_above: Some(4),
     };
     let passes = |step, phase, fault| run_in(rounding, step, phase, fault).passed();
-    assert!(passes(
-        "blk.1.attn_output",
-        Phase::Prefill,
-        Fault::OneElement
-    ));
-    assert!(!passes(
-        "blk.1.attn_output",
-        Phase::Decode,
-        Fault::OneElement
-    ));
+    for step in ["blk.1.attn_output", "blk.1.kqv_out"] {
+        assert!(passes(step, Phase::Prefill, Fault::OneElement), "{step}");
+        assert!(!passes(step, Phase::Decode, Fault::OneElement), "{step}");
+        assert!(!run(step, Phase::Prefill, Fault::OneElement).passed());
+    }
     assert!(!passes(
         "blk.1.attn_norm",
         Phase::Prefill,

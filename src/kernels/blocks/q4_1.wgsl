@@ -6,9 +6,9 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let d_m = unpack2x16float(word(p.matrix.planes.y + unit));
-    return Header(quad(unit * 4u), d_m.xx, d_m.y);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let d_m = unpack2x16float(word(planes.y + unit));
+    return Header(quad(planes.x + unit * 4u), d_m.xx, d_m.y);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

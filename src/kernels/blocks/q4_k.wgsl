@@ -7,9 +7,9 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let scale_min = scale_and_min(p.matrix.planes.y, unit);
-    return Header(quad(unit * 4u), scale_min.xx, -scale_min.y);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let scale_min = scale_and_min(planes.y, unit);
+    return Header(quad(planes.x + unit * 4u), scale_min.xx, -scale_min.y);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

@@ -8,9 +8,9 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let d = half_at(p.matrix.planes.z, unit);
-    return Header(quad(unit * 4u), word(p.matrix.planes.y + unit), vec2(d), d * -16.0);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let d = half_at(planes.z, unit);
+    return Header(quad(planes.x + unit * 4u), word(planes.y + unit), vec2(d), d * -16.0);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

@@ -8,9 +8,9 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let d_m = unpack2x16float(word(p.matrix.planes.z + unit));
-    return Header(quad(unit * 4u), word(p.matrix.planes.y + unit), d_m.xx, d_m.y);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let d_m = unpack2x16float(word(planes.z + unit));
+    return Header(quad(planes.x + unit * 4u), word(planes.y + unit), d_m.xx, d_m.y);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

@@ -9,10 +9,10 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let scale_min = scale_and_min(p.matrix.planes.y, unit);
-    let bits = word(p.matrix.planes.z + unit);
-    return Header(quad(unit * 4u), bits, scale_min.xx, -scale_min.y);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let scale_min = scale_and_min(planes.y, unit);
+    let bits = word(planes.z + unit);
+    return Header(quad(planes.x + unit * 4u), bits, scale_min.xx, -scale_min.y);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

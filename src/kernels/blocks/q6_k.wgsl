@@ -9,12 +9,12 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let scales = word(p.matrix.planes.z + (unit >> 1u)) >> (16u * (unit & 1u));
-    let d = half_at(p.matrix.planes.w, unit >> 3u);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let scales = word(planes.z + (unit >> 1u)) >> (16u * (unit & 1u));
+    let d = half_at(planes.w, unit >> 3u);
     return Header(
-        quad(unit * 4u),
-        pair(p.matrix.planes.y + unit * 2u),
+        quad(planes.x + unit * 4u),
+        pair(planes.y + unit * 2u),
         d * vec2<f32>(unpack4xI8(scales).xy),
         0.0,
     );

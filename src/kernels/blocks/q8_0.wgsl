@@ -7,9 +7,9 @@ struct Header {
     offset: f32,
 }
 
-fn unit_header(unit: u32) -> Header {
-    let d = half_at(p.matrix.planes.y, unit);
-    return Header(quad(unit * 8u), quad(unit * 8u + 4u), vec2(d), 0.0);
+fn unit_header(planes: vec4<u32>, unit: u32) -> Header {
+    let d = half_at(planes.y, unit);
+    return Header(quad(planes.x + unit * 8u), quad(planes.x + unit * 8u + 4u), vec2(d), 0.0);
 }
 
 fn packed8(header: Header, quarter: u32) -> vec2<u32> {

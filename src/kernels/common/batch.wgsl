@@ -3,7 +3,7 @@ struct Batch {
     n_rows: u32,    // rows of token-wide buffers
     position: u32,  // position of the first row
     n_outputs: u32, // rows of output-wide buffers: the last ones of the batch
-    padding: u32,
+    random: u32,    // for the choice of the next token
 }
 
 @group(0) @binding(0) var<uniform> batch: Batch;

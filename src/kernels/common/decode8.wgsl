@@ -4,7 +4,15 @@ fn decode8(header: Header, quarter: u32) -> Eight {
     let q = packed8(header, quarter);
     let scale = select(header.scale.x, header.scale.y, quarter >= 2u);
     return Eight(
-        vec4<f32>(unpack4xI8(q.x)) * scale + header.offset,
-        vec4<f32>(unpack4xI8(q.y)) * scale + header.offset,
+        floats(q.x) * scale + header.offset,
+        floats(q.y) * scale + header.offset,
     );
+}
+
+// Four signed bytes as floats. Conversions of integers are slow on many GPUs; as a 16-bit float
+// 0x6400 + n is 1024 + n, exactly, and n is a byte + 128.
+fn floats(bytes: u32) -> vec4<f32> {
+    let even = unpack2x16float((bytes & 0x00ff00ffu) ^ 0x64806480u);
+    let odd = unpack2x16float(((bytes >> 8u) & 0x00ff00ffu) ^ 0x64806480u);
+    return vec4(even.x, odd.x, even.y, odd.y) - 1152.0;
 }

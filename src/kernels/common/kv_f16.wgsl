@@ -17,9 +17,20 @@ fn f16_bits(value: f32) -> u32 {
 }
 
 fn kv_encode(value: vec4<f32>) -> KvWord {
-    return vec2(
-        f16_bits(value.x) | (f16_bits(value.y) << 16u),
-        f16_bits(value.z) | (f16_bits(value.w) << 16u),
-    );
+    return vec2(kv_word(value.x, value.y), kv_word(value.z, value.w));
+}
+
+// The same by words of two neighbouring elements.
+const KV_PER_WORD = 2u;
+
+fn kv_word(first: f32, second: f32) -> u32 {
+    return f16_bits(first) | (f16_bits(second) << 16u);
+}
+
+// The same eight at a time, by loads of 16 bytes.
+alias KvEight = vec4<u32>;
+
+fn kv_decode8(words: KvEight) -> mat2x4<f32> {
+    return mat2x4(kv_decode(words.xy), kv_decode(words.zw));
 }
 

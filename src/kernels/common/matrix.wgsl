@@ -1,14 +1,14 @@
 // A weight matrix, or the shard of its rows that one binding holds. The binding is
 // `weights: array<vec4<u32>>`, the kernel's parameters are `p` with a member `matrix: Matrix`. A unit is
 // 32 consecutive weights of a row; blocks/TYPE.wgsl finds unit `row_in_shard * units_per_row + unit_in_row`
-// in the planes.
+// in the planes, wherever these lie in the binding.
 
 struct Matrix {
     n_rows: u32,         // of this shard
     first_row: u32,      // of this shard, in the whole matrix
     units_per_row: u32,
     team_size: u32,      // invocations that share a row in a product with few rows: 8, 16, 32 or 64
-    planes: vec4<u32>,   // word offset of each plane, a multiple of 4; the first plane is always at 0
+    planes: vec4<u32>,   // word offset of each plane in the binding, a multiple of 4
 }
 
 // Weights 8 * quarter .. 8 * quarter + 7 of a unit, in order.

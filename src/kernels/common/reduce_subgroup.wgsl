@@ -3,30 +3,29 @@
 // local invocation index.
 // Every subgroup reduces all the values, so that it does not matter how large the subgroups are, how
 // they are filled, or which invocations they hold. The builtins that say so are not exact in HLSL.
-const WORKGROUP: u32 = 64u;
 
-var<workgroup> partial: array<f32, WORKGROUP>;
+var<workgroup> reduce_partial: array<f32, WORKGROUP>;
 
 fn workgroup_sum(value: f32, lane: u32) -> f32 {
-    partial[lane] = value;
+    reduce_partial[lane] = value;
     workgroupBarrier();
     let subgroup_size = subgroupAdd(1u);
     var sum = 0.0;
     for (var i = subgroupExclusiveAdd(1u); i < WORKGROUP; i += subgroup_size) {
-        sum += partial[i];
+        sum += reduce_partial[i];
     }
     let result = subgroupAdd(sum);
-    workgroupBarrier(); // `partial` is free for the next call
+    workgroupBarrier(); // `reduce_partial` is free for the next call
     return result;
 }
 
 fn workgroup_max(value: f32, lane: u32) -> f32 {
-    partial[lane] = value;
+    reduce_partial[lane] = value;
     workgroupBarrier();
     let subgroup_size = subgroupAdd(1u);
     var largest = value;
     for (var i = subgroupExclusiveAdd(1u); i < WORKGROUP; i += subgroup_size) {
-        largest = max(largest, partial[i]);
+        largest = max(largest, reduce_partial[i]);
     }
     let result = subgroupMax(largest);
     workgroupBarrier();

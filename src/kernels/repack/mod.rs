@@ -111,6 +111,16 @@ impl Shard {
             .sum()
     }
 
+    /// As many of its rows as a shard of their own.
+    fn part(&self, n_rows: usize) -> Shard {
+        Shard { n_rows, ..*self }
+    }
+
+    /// The most words that [`Shard::repack_rows`] hands out for so many rows.
+    pub(crate) fn part_words(&self, n_rows: usize) -> usize {
+        self.part(n_rows).words()
+    }
+
     /// Word offset of each plane; zero where the type has no such plane.
     fn planes(&self) -> [usize; 4] {
         let n_units = self.n_rows * self.units_per_row();
@@ -138,11 +148,13 @@ impl Shard {
     /// its offset in the binding. Calls for disjoint rows write disjoint words, so that a loader may
     /// stream a shard through a small buffer, several parts at a time.
     ///
-    /// `rows` starts at a multiple of [`Shard::ROW_STEP`], and ends at one or with the shard.
+    /// `rows` starts at a multiple of [`Shard::ROW_STEP`], and ends at one or with the shard. The words
+    /// are made in `scratch`, whatever it holds.
     pub(crate) fn repack_rows(
         &self,
         rows: Range<usize>,
         file_bytes: &[u8],
+        scratch: &mut Vec<u32>,
         mut write: impl FnMut(usize, &[u32]),
     ) {
         assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(Self::ROW_STEP));
@@ -152,18 +164,16 @@ impl Shard {
             rows.len() * self.ty.row_bytes(self.n_cols)
         );
 
-        let part = Shard {
-            n_rows: rows.len(),
-            ..*self
-        };
-        let mut words = vec![0; part.words()];
-        pack::pack(&part, file_bytes, &mut words);
+        let part = self.part(rows.len());
+        scratch.clear();
+        scratch.resize(part.words(), 0);
+        pack::pack(&part, file_bytes, scratch);
 
         let units_before = rows.start * self.units_per_row();
         let part_units = rows.len() * self.units_per_row();
         let planes = self.planes().into_iter().zip(part.planes());
         for ((plane, part_plane), bits) in planes.zip(plane_bits(self.ty)) {
-            let part_words = &words[part_plane..][..(part_units * bits).div_ceil(32)];
+            let part_words = &scratch[part_plane..][..(part_units * bits).div_ceil(32)];
             write(plane + units_before * bits / 32, part_words);
         }
     }
@@ -219,7 +229,7 @@ pub(super) mod tests {
         for start in (0..shard.n_rows).step_by(step) {
             let rows = start..shard.n_rows.min(start + step);
             let part = &file[start * row_bytes..rows.end * row_bytes];
-            shard.repack_rows(rows, part, |offset, part| {
+            shard.repack_rows(rows, part, &mut vec![7; 3], |offset, part| {
                 words[offset..][..part.len()].copy_from_slice(part);
             });
         }

@@ -10,36 +10,36 @@ use half::f16;
 /// Of the largest value in the cache, where scores are below 30 or so.
 const BOUND: f64 = 2e-6;
 
-struct Case {
-    seed: u64,
-    shape: Shape,
-    n_rows: usize,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    pub(super) seed: u64,
+    pub(super) shape: Shape,
+    pub(super) n_rows: usize,
     /// Of queries and keys.
-    scores: f32,
-    values: Values,
+    pub(super) scores: f32,
+    pub(super) values: Values,
 }
 
-fn encode_cache(ty: KvType, elements: &[f32]) -> Vec<u8> {
-    match ty {
-        KvType::F32 => bytemuck::cast_slice(elements).to_vec(),
-        KvType::F16 => {
-            let halves: Vec<f16> = elements.iter().map(|&x| f16::from_f32(x)).collect();
-            bytemuck::cast_slice(&halves).to_vec()
-        }
-    }
+/// What a case comes to in a cache of a type.
+pub(super) struct Inputs {
+    pub(super) q: Vec<f32>,
+    /// Keys and values.
+    pub(super) caches: [Vec<u8>; 2],
+    /// The same as the kernels see them.
+    pub(super) decoded: [Vec<f32>; 2],
+    pub(super) want: Vec<f32>,
 }
 
-/// Keys behind the last visible one, and before the first one, are not numbers.
-fn check(case: &Case) {
-    let Some(context) = gpu() else { return };
-    for variant in variants(&attention::KERNEL, context.subgroups()) {
+impl Case {
+    /// Keys behind the last visible one, and before the first one, are not numbers.
+    pub(super) fn inputs(&self, kv: KvType) -> Inputs {
         let Case {
             seed,
             shape,
             n_rows,
             scores,
             values,
-        } = case;
+        } = self;
         let mut random = Random::new(*seed);
         let width = shape.n_head * shape.head_dim;
         let kv_width = shape.n_head_kv * shape.head_dim;
@@ -50,26 +50,51 @@ fn check(case: &Case) {
         let q: Vec<f32> = (0..n_rows * width)
             .map(|_| random.signed() * scores)
             .collect();
-        let mut keys: Vec<f32> = (0..(end + 3) * kv_width)
+        let keys: Vec<f32> = (0..(end + 3) * kv_width)
             .map(|_| random.signed() * scores)
             .collect();
-        let mut values_cache = values.fill(&mut random, keys.len());
-        for cache in [&mut keys, &mut values_cache] {
+        let values = values.fill(&mut random, keys.len());
+        let caches = [keys, values].map(|mut cache| {
             cache[..first * kv_width].fill(f32::NAN);
             cache[end * kv_width..].fill(f32::NAN);
-        }
-        let largest = values.scale();
-        let keys = encode_cache(variant.kv, &keys);
-        let values_cache = encode_cache(variant.kv, &values_cache);
-
-        let mut want = vec![0.0; q.len()];
-        let decoded = [&keys, &values_cache].map(|cache| decode_cache(variant.kv, cache));
-        attention::twin(shape, &q, &decoded[0], &decoded[1], &mut want);
-        let got = run(*n_rows, shape, &variant, &q, &keys, &values_cache);
-        let what = (n_rows, shape, scores, values, variant.kv, variant.subgroups);
-        assert_close("attention", *seed, &what, &got, &want, |_| {
-            BOUND * f64::from(largest)
+            encode_cache(kv, &cache)
         });
+        let decoded = [0, 1].map(|i| decode_cache(kv, &caches[i]));
+        let mut want = vec![0.0; q.len()];
+        attention::twin(shape, &q, &decoded[0], &decoded[1], &mut want);
+        Inputs {
+            q,
+            caches,
+            decoded,
+            want,
+        }
+    }
+
+    /// How far a result in 32-bit floats may be from the twin's.
+    pub(super) fn bound(&self) -> f64 {
+        BOUND * f64::from(self.values.scale())
+    }
+}
+
+pub(super) fn encode_cache(ty: KvType, elements: &[f32]) -> Vec<u8> {
+    match ty {
+        KvType::F32 => bytemuck::cast_slice(elements).to_vec(),
+        KvType::F16 => {
+            let halves: Vec<f16> = elements.iter().map(|&x| f16::from_f32(x)).collect();
+            bytemuck::cast_slice(&halves).to_vec()
+        }
+    }
+}
+
+fn check(case: &Case) {
+    let Some(context) = gpu() else { return };
+    for variant in variants(&attention::KERNEL, context.subgroups()) {
+        let inputs = case.inputs(variant.kv);
+        let [keys, values] = &inputs.caches;
+        let got = run(case.n_rows, &case.shape, &variant, &inputs.q, keys, values);
+        let what = (case, variant.kv, variant.subgroups);
+        let bound = |_| case.bound();
+        assert_close("attention", case.seed, &what, &got, &inputs.want, bound);
     }
 }
 
@@ -90,7 +115,7 @@ fn run(
         n_rows: n_rows as u32,
         position: shape.position as u32,
         n_outputs: 0,
-        padding: 0,
+        random: 0,
     };
     let dst = run_kernel(
         context,
@@ -104,7 +129,7 @@ fn run(
     unpadded(dst.last().unwrap(), width)
 }
 
-fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: usize) -> Shape {
+pub(super) fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: usize) -> Shape {
     let scale = 1.0 / (head_dim as f32).sqrt();
     Shape {
         n_head,

@@ -1,12 +1,13 @@
 //! The kernels without a matrix and without attention.
 
+use super::quantize::assert_int8;
 use super::{
     Random, Values, assert_close, gpu, padded, run_kernel, unpadded, unwritten, unwritten_words,
     variants,
 };
 use crate::kernels::{
-    BatchParams, Kernel, Variant, add, gated_activation, rms_norm, rope, row_stride,
-    select_outputs, store_kv,
+    BatchParams, Kernel, Variant, add, f16_rows, gated_activation, quantize, rms_norm, rope,
+    row_stride, select_outputs, store_kv,
 };
 use crate::kv_cache::KvType;
 use crate::plan::{Activation, RopePairing, RopeTable};
@@ -30,7 +31,7 @@ fn batch(n_rows: usize, position: usize, n_outputs: usize) -> BatchParams {
         n_rows,
         position,
         n_outputs,
-        padding: 0,
+        random: 0,
     }
 }
 
@@ -107,14 +108,21 @@ fn select_outputs_matches_its_twin() {
 
 fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
     let Some(context) = gpu() else { return };
-    let variant = only_variant(&gated_activation::KERNEL);
     let n_rows = gate.len() / width;
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    let variants = variants(&gated_activation::KERNEL, context.subgroups());
+    let activations = [Activation::Silu, Activation::GeluTanh];
+    for (variant, activation, has_f16) in variants.into_iter().flat_map(|variant| {
+        let both = |has_f16| activations.map(|activation| (variant, activation, has_f16));
+        [0, 1].map(both).into_iter().flatten()
+    }) {
         let mut want = vec![0.0; gate.len()];
         gated_activation::twin(activation, gate, up, &mut want);
 
-        let params = gated_activation::Params::new(width, activation);
-        let dst = run_kernel(
+        let params = gated_activation::Params {
+            has_f16,
+            ..gated_activation::Params::new(width, activation)
+        };
+        let buffers = run_kernel(
             context,
             &gated_activation::KERNEL,
             &variant,
@@ -125,12 +133,18 @@ fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
                 &padded(gate, width),
                 &padded(up, width),
                 &unwritten(n_rows, width),
+                &unwritten_words(n_rows * row_stride(width) / 2),
+                &unwritten_words(n_rows),
             ],
         );
         let bound = |i: usize| GATED_BOUND * f64::from(gate[i]).abs() * f64::from(up[i]).abs();
         let shape = (n_rows, width, activation);
-        let got = unpadded(dst.last().unwrap(), width);
+        let got = unpadded(&buffers[2], width);
         assert_close("gated_activation", seed, &shape, &got, &want, bound);
+        match has_f16 {
+            1 => assert_f16_rows(&buffers[3], &buffers[4], &got, width),
+            _ => assert_eq!(buffers[4], unwritten_words(n_rows)),
+        }
     }
 }
 
@@ -166,12 +180,24 @@ fn check_rms_norm(seed: u64, width: usize, eps: f32, src: &[f32], weight: &[f32]
     let n_rows = src.len() / width;
     let mut want = vec![0.0; src.len()];
     rms_norm::twin(src, weight, eps, &mut want);
-    let params = rms_norm::Params::new(width, weight.len(), eps);
-    for variant in variants(&rms_norm::KERNEL, context.subgroups()) {
-        let dst = run_kernel(
+    let roundings = match width == weight.len() {
+        true => vec![0, rms_norm::INT8, rms_norm::F16],
+        false => vec![0],
+    };
+    let variants = variants(&rms_norm::KERNEL, context.subgroups());
+    for (variant, rounds) in variants
+        .iter()
+        .flat_map(|variant| roundings.iter().map(move |&rounds| (variant, rounds)))
+    {
+        let params = rms_norm::Params {
+            rounds,
+            ..rms_norm::Params::new(width, weight.len(), eps)
+        };
+        let stride = row_stride(width);
+        let buffers = run_kernel(
             context,
             &rms_norm::KERNEL,
-            &variant,
+            variant,
             batch(n_rows, 0, 0),
             bytemuck::bytes_of(&params),
             rms_norm::grid(&params, n_rows),
@@ -179,12 +205,43 @@ fn check_rms_norm(seed: u64, width: usize, eps: f32, src: &[f32], weight: &[f32]
                 &padded(src, width),
                 &padded(weight, weight.len()),
                 &unwritten(n_rows, width),
+                &unwritten_words(n_rows * quantize::row_words(width)),
+                &unwritten_words(n_rows * stride / 2),
+                &unwritten_words(n_rows),
             ],
         );
-        let shape = (n_rows, width, weight.len(), eps, variant.subgroups);
-        let got = unpadded(dst.last().unwrap(), width);
+        let shape = (n_rows, width, weight.len(), eps, variant.subgroups, rounds);
+        let got = unpadded(&buffers[2], width);
         let bound = |i: usize| RMS_NORM_BOUND * f64::from(want[i]).abs();
         assert_close("rms_norm", seed, &shape, &got, &want, bound);
+        match rounds {
+            rms_norm::INT8 => assert_int8(&buffers[3], &got, width),
+            rms_norm::F16 => assert_f16_rows(&buffers[4], &buffers[5], &got, width),
+            _ => assert_eq!(buffers[4], unwritten_words(n_rows * stride / 2)),
+        }
+    }
+}
+
+/// Fails where rows of 16-bit floats are not those of `values`.
+fn assert_f16_rows(halves: &[u8], scales: &[u8], values: &[f32], width: usize) {
+    let mut want = vec![f16::ZERO; values.len()];
+    let mut want_scales = vec![0.0; values.len() / width];
+    f16_rows::twin(values, width, &mut want, &mut want_scales);
+    assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(scales), want_scales);
+    let halves: Vec<f16> = bytemuck::pod_collect_to_vec(halves);
+    let rows = halves
+        .chunks_exact(row_stride(width))
+        .zip(want.chunks_exact(width));
+    for (row, (got, want)) in rows.enumerate() {
+        let (got, padding) = got.split_at(width);
+        assert!(
+            padding.iter().all(|x| *x == f16::ZERO),
+            "padding of row {row}"
+        );
+        let [got, want] = [got, want].map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        assert_close("f16_rows", 0, &(row, width), &got, &want, |i| {
+            2.0_f64.powi(-10) * f64::from(want[i].abs()) + 2.0_f64.powi(-24)
+        });
     }
 }
 

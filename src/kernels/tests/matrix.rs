@@ -3,14 +3,15 @@
 mod inputs;
 
 use self::inputs::{Case, Class, EMBED_BOUND, Inputs, PRODUCT_BOUND, SCALE, Values, cases};
-use super::{SENTINEL, assert_close, gpu, padded, run_kernel, unwritten, unwritten_words};
+use super::{
+    SENTINEL, altered, assert_close, gpu, int8_rows, padded, run_kernel, unwritten, unwritten_words,
+};
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
 use crate::kernels::repack::Matrix;
 use crate::kernels::{
-    BatchParams, Kernel, Variant, embed, f16_rows, matmul, matmul_coop, matvec, matvec_int8,
-    quantize, row_stride,
+    self, BatchParams, Kernel, Variant, embed, f16_rows, matmul, matmul_coop, matvec, row_stride,
 };
 use crate::kv_cache::KvType;
 use half::f16;
@@ -18,59 +19,156 @@ use half::f16;
 /// A kernel that computes a product.
 struct Product {
     kernel: Kernel,
-    grid: fn(&matmul::Params, usize) -> [u32; 3],
+    /// What the activations become on the way.
+    src: Src,
+    /// Whether it is one for few rows.
+    of_few: bool,
     /// Where it is not to be what the shape suggests.
     team_size: Option<u32>,
-    tile: Option<Tile>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Src {
+    F32,
+    Int8,
+    F16(Tile),
 }
 
 const MATMUL: Product = Product {
     kernel: matmul::KERNEL,
-    grid: matmul::grid,
+    src: Src::F32,
+    of_few: false,
     team_size: None,
-    tile: None,
 };
 const MATVEC: Product = Product {
     kernel: matvec::KERNEL,
-    grid: matvec::grid,
+    src: Src::F32,
+    of_few: true,
     team_size: None,
-    tile: None,
 };
 const MATVEC_INT8: Product = Product {
-    kernel: matvec_int8::KERNEL,
-    grid: matvec_int8::grid,
+    kernel: matvec::KERNEL,
+    src: Src::Int8,
+    of_few: true,
     team_size: None,
-    tile: None,
 };
 
 impl Product {
     fn takes(&self, ty: WeightType) -> bool {
-        !self.kernel.uses.integers || ty.block_len() > 1
+        self.src != Src::Int8 || ty.block_len() > 1
+    }
+
+    fn few_src(&self) -> kernels::Src {
+        match self.src {
+            Src::Int8 => kernels::Src::Int8,
+            Src::F32 | Src::F16(_) => kernels::Src::F32,
+        }
+    }
+
+    fn variant(&self, inputs: &Inputs) -> Variant {
+        let tile = match self.src {
+            Src::F16(tile) => Some(tile),
+            Src::F32 | Src::Int8 => None,
+        };
+        Variant {
+            src: self.few_src(),
+            tile,
+            ..variant(inputs)
+        }
     }
 
     /// The buffers that hold the activations.
-    fn src_buffers(&self, inputs: &Inputs) -> Vec<Vec<u8>> {
-        if self.kernel.uses.integers {
-            int8_buffers(&inputs.src, inputs.case.n_cols).to_vec()
-        } else {
-            vec![padded(&inputs.src, inputs.case.n_cols)]
+    fn src_buffers(
+        &self,
+        context: &Context,
+        inputs: &Inputs,
+        batch: BatchParams,
+        extent: u32,
+    ) -> Vec<Vec<u8>> {
+        match self.src {
+            Src::F32 => vec![padded(&inputs.src, inputs.case.n_cols)],
+            Src::Int8 => vec![int8_rows(&inputs.src, inputs.case.n_cols)],
+            Src::F16(_) => run_f16_rows(context, inputs, batch, extent).to_vec(),
         }
+    }
+
+    /// Runs it over a shard of the weights; gives back `product` and `dst`.
+    fn run_shard(
+        &self,
+        context: &Context,
+        inputs: &Inputs,
+        matrix: Matrix,
+        batch: BatchParams,
+        extent: u32,
+        storage: &[&[u8]],
+    ) -> [Vec<u8>; 2] {
+        let Case {
+            n_out,
+            n_cols,
+            n_rows,
+            ..
+        } = inputs.case;
+        let matrix = Matrix {
+            team_size: self.team_size.unwrap_or(matrix.team_size),
+            ..matrix
+        };
+        let [src_stride, dst_stride] = [n_cols, n_out].map(|width| row_stride(width) as u32);
+        let has_bias = u32::from(inputs.bias.is_some());
+        let has_residual = u32::from(inputs.residual.is_some());
+        let of_many = matmul::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            extent,
+            has_bias,
+            has_residual,
+            padding: [0; 3],
+        };
+        let of_few = matvec::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            n_pairs: matvec::n_pairs(matrix.team_size, self.few_src()),
+            has_bias,
+            has_residual,
+            padding: [0; 3],
+        };
+        let (params, grid) = match self.src {
+            _ if self.of_few => (bytemuck::bytes_of(&of_few), matvec::grid(&of_few, n_rows)),
+            Src::F16(tile) => {
+                let grid = matmul_coop::grid(tile, &of_many, n_rows);
+                (bytemuck::bytes_of(&of_many), grid)
+            }
+            _ => (bytemuck::bytes_of(&of_many), matmul::grid(&of_many, n_rows)),
+        };
+        let variant = self.variant(inputs);
+        let mut buffers = run_kernel(
+            context,
+            &self.kernel,
+            &variant,
+            batch,
+            params,
+            grid,
+            storage,
+        );
+        let dst = buffers.pop().expect("dst is the last");
+        let product = buffers.pop().expect("product is in front of it");
+        [product, dst]
     }
 
     /// The activations as the kernel sees them.
     fn src(&self, inputs: &Inputs) -> Vec<f32> {
-        if self.kernel.uses.integers {
-            inputs.int8_src()
-        } else {
-            inputs.src.clone()
+        match self.src {
+            Src::Int8 => inputs.int8_src(),
+            Src::F32 | Src::F16(_) => inputs.src.clone(),
         }
     }
 
     /// The class of precision that it is in.
     fn class(&self) -> Class {
-        match self.tile {
-            None => Class::F32,
-            Some(_) => Class::F16,
+        match self.src {
+            Src::F32 | Src::Int8 => Class::F32,
+            Src::F16(_) => Class::F16,
         }
     }
 
@@ -79,28 +177,13 @@ impl Product {
     }
 }
 
-/// The quants and the scales of rows, as `quantize` stores them.
-fn int8_buffers(src: &[f32], width: usize) -> [Vec<u8>; 2] {
-    let (mut quants, mut scales) = (Vec::new(), Vec::new());
-    for unit in src
-        .chunks_exact(width)
-        .flat_map(|row| row.chunks(quantize::UNIT))
-    {
-        let unit = quantize::quantize_unit(unit);
-        let sum: i32 = unit.q.into_iter().map(i32::from).sum();
-        quants.extend_from_slice(bytemuck::cast_slice(&unit.q));
-        scales.extend_from_slice(bytemuck::cast_slice(&[unit.scale, unit.scale * sum as f32]));
-    }
-    [quants, scales]
-}
-
 fn batch(n_rows: usize, n_outputs: usize) -> BatchParams {
     let [n_rows, n_outputs] = [n_rows, n_outputs].map(|count| count as u32);
     BatchParams {
         n_rows,
         position: 7,
         n_outputs,
-        padding: 0,
+        random: 0,
     }
 }
 
@@ -122,13 +205,13 @@ fn cooperative(context: &Context) -> Vec<Product> {
             from_vectors,
             ..matrix
         };
-        [false, true].map(|is_large| Tile { matrix, is_large })
+        Tile::all(matrix)
     });
     let product = |tile| Product {
         kernel: matmul_coop::KERNEL,
-        grid: matmul::grid,
+        src: Src::F16(tile),
+        of_few: false,
         team_size: None,
-        tile: Some(tile),
     };
     tiles
         .filter(|tile| tile.workgroup_bytes() <= room)
@@ -136,12 +219,17 @@ fn cooperative(context: &Context) -> Vec<Product> {
         .collect()
 }
 
-fn variant(inputs: &Inputs, tile: Option<Tile>) -> Variant {
+fn variant(inputs: &Inputs) -> Variant {
     Variant {
         weight: inputs.case.ty,
+        src: kernels::Src::F32,
         kv: KvType::F32,
         subgroups: false,
-        tile,
+        tile: None,
+        heads: None,
+        attention_tile: None,
+        is_wide: false,
+        constants: None,
     }
 }
 
@@ -150,7 +238,6 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
     let Case {
         seed,
         n_out,
-        n_cols,
         n_rows,
         ..
     } = inputs.case;
@@ -171,42 +258,13 @@ fn run_product(context: &Context, inputs: &Inputs, product: &Product) -> Vec<f32
     let mut dst = unwritten(n_rows + 1, n_out);
     let mut without_residual = dst.clone();
     let batch = batch(n_tokens, n_outputs);
-    let src = match product.tile {
-        None => product.src_buffers(inputs),
-        Some(_) => run_f16_rows(context, inputs, batch, extent).to_vec(),
-    };
+    let src = product.src_buffers(context, inputs, batch, extent);
     for (shard, words) in inputs.shards() {
-        let matrix = shard.matrix();
-        let params = matmul::Params {
-            matrix: Matrix {
-                team_size: product.team_size.unwrap_or(matrix.team_size),
-                ..matrix
-            },
-            src_stride: row_stride(n_cols) as u32,
-            dst_stride: row_stride(n_out) as u32,
-            extent,
-            has_bias: u32::from(inputs.bias.is_some()),
-            has_residual: u32::from(inputs.residual.is_some()),
-            padding: [0; 3],
-        };
-        let grid = match product.tile {
-            None => (product.grid)(&params, n_rows),
-            Some(tile) => matmul_coop::grid(tile, &params, n_rows),
-        };
         let mut storage: Vec<&[u8]> = vec![bytemuck::cast_slice(&words)];
         storage.extend(src.iter().map(Vec::as_slice));
         storage.extend([&bias[..], &residual, &without_residual, &dst]);
-        let mut buffers = run_kernel(
-            context,
-            &product.kernel,
-            &variant(inputs, product.tile),
-            batch,
-            bytemuck::bytes_of(&params),
-            grid,
-            &storage,
-        );
-        dst = buffers.pop().expect("dst is the last");
-        without_residual = buffers.pop().expect("product is in front of it");
+        [without_residual, dst] =
+            product.run_shard(context, inputs, shard.matrix(), batch, extent, &storage);
     }
     let mut dst: Vec<f32> = bytemuck::pod_collect_to_vec(&dst);
     let product: Vec<f32> = bytemuck::pod_collect_to_vec(&without_residual);
@@ -239,7 +297,7 @@ fn run_f16_rows(
     let buffers = run_kernel(
         context,
         &f16_rows::KERNEL,
-        &variant(inputs, None),
+        &variant(inputs),
         batch,
         bytemuck::bytes_of(&params),
         f16_rows::grid(&params, n_rows),
@@ -268,7 +326,7 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
         let mut buffers = run_kernel(
             context,
             kernel,
-            &variant(inputs, None),
+            &variant(inputs),
             batch(n_rows, 1),
             bytemuck::bytes_of(&params),
             embed::grid(&params, n_rows),
@@ -293,15 +351,16 @@ fn check_products(context: &Context, product: &Product, types: &[WeightType]) {
             Err(message) => panic!("{}: {message}", product.kernel.name),
         }
     }
-    match product.tile {
-        None => println!(
-            "{}: largest error {:.2} eps",
+    match product.class() {
+        Class::F32 => println!(
+            "{}, {:?}: largest error {:.2} eps",
             product.kernel.name,
+            product.src,
             worst * PRODUCT_BOUND
         ),
-        Some(tile) => println!(
-            "{}: largest error {worst:.3} of the bound, {tile:?}",
-            product.kernel.name
+        Class::F16 => println!(
+            "{}, {:?}: largest error {worst:.3} of the bound",
+            product.kernel.name, product.src
         ),
     }
 }
@@ -424,7 +483,7 @@ fn f16_rows_matches_its_twin() {
 }
 
 #[test]
-fn matvec_int8_agrees_with_its_twin_for_every_quantised_weight_type() {
+fn matvec_of_int8_agrees_with_its_twin_for_every_quantised_weight_type() {
     let Some(context) = gpu() else { return };
     check_products(context, &MATVEC_INT8, &WeightType::ALL);
 }
@@ -453,32 +512,6 @@ fn products_of_few_rows_agree_with_their_twin_for_every_team_size() {
     }
 }
 
-/// The kernel with one piece of its text replaced: a mistake on purpose.
-fn altered(kernel: &Kernel, from: &str, to: &str) -> Kernel {
-    assert_eq!(
-        kernel.wgsl.matches(from).count(),
-        1,
-        "`{from}` in {}",
-        kernel.name
-    );
-    let Kernel {
-        name,
-        wgsl,
-        bindings,
-        params_bytes,
-        uses,
-    } = *kernel;
-    // Pipelines are kept by name.
-    let name = String::leak(format!("{name} with `{to}` for `{from}`"));
-    Kernel {
-        name,
-        wgsl: String::leak(wgsl.replace(from, to)),
-        bindings,
-        params_bytes,
-        uses,
-    }
-}
-
 #[test]
 fn mistakes_in_the_kernels_are_found() {
     let Some(context) = gpu() else { return };
@@ -495,39 +528,50 @@ fn mistakes_in_the_kernels_are_found() {
     };
     let inputs = Inputs::new(case);
     let cooperative = cooperative(context);
-    let mut mistakes = vec![
+    let few_mistakes = [
         (
-            &MATVEC,
             "&& output < p.matrix.n_rows",
             "&& output + 1u < p.matrix.n_rows",
         ),
-        (&MATVEC, "row >= n_rows", "row + 1u >= n_rows"),
+        ("bias[column]", "bias[0u]"),
+        ("= residual[row", "= residual[0u"),
+        (
+            "2u * p.n_pairs && output < p.matrix.n_rows",
+            "2u * p.n_pairs",
+        ),
+        ("member * stride + 2u * pair", "member * stride + pair"),
+        (
+            "i = lane; i < team_size",
+            "i = lane + stride; i < team_size",
+        ),
+        ("2u * pair + vec2(0u, 1u)", "2u * pair + vec2(0u, 0u)"),
+    ];
+    let few_mistakes = few_mistakes.into_iter();
+    let mut mistakes: Vec<_> = few_mistakes
+        .flat_map(|(from, to)| [(&MATVEC, from, to), (&MATVEC_INT8, from, to)])
+        .collect();
+    mistakes.extend([
         (
             &MATVEC,
-            "decode8(header3, quarter)",
-            "decode8(header3, 3u - quarter)",
+            "decode8(weight3, quarter)",
+            "decode8(weight3, 3u - quarter)",
         ),
-        (&MATVEC, "bias[column]", "bias[0u]"),
-        (&MATVEC, "= residual[row", "= residual[0u"),
+        (&MATVEC_INT8, "of_src.high.zw", "of_src.high.xy"),
         (
-            &MATVEC,
-            "lane < n_sums && output < p.matrix.n_rows",
-            "lane < n_sums",
+            &MATVEC_INT8,
+            "of_src.scales.y * weight.offset",
+            "weight.offset",
         ),
-        (&MATVEC_INT8, "src.high.zw", "src.high.xy"),
-        (&MATVEC_INT8, "src.sum * weight.offset", "weight.offset"),
         (&MATVEC_INT8, "select(0.0, 1.0,", "select(1.0, 1.0,"),
         (
             &MATVEC_INT8,
             "dot_unit(weight1, src0)",
             "dot_unit(weight0, src0)",
         ),
-        (&MATVEC_INT8, "row >= n_rows", "row + 1u >= n_rows"),
-        (&MATVEC_INT8, "= residual[row", "= residual[0u"),
         (
             &MATVEC_INT8,
-            "lane < n_sums && output < p.matrix.n_rows",
-            "lane < n_sums",
+            "select(scales.xy, scales.zw",
+            "select(scales.zw, scales.xy",
         ),
         (
             &MATMUL,
@@ -536,9 +580,9 @@ fn mistakes_in_the_kernels_are_found() {
         ),
         (&MATMUL, "    if row >= n_rows {", "    if row > n_rows {"),
         (&MATMUL, "unit < n_units", "unit + 1u < n_units"),
-        (&MATMUL, "dot(weight2, src3)", "dot(weight2, src2)"),
+        (&MATMUL, "weight2, src3)", "weight2, src2)"),
         (&MATMUL, "= residual[row", "= residual[0u"),
-    ];
+    ]);
     for product in &cooperative {
         mistakes.extend([
             (
@@ -553,26 +597,36 @@ fn mistakes_in_the_kernels_are_found() {
             ),
             (product, "row < place.n_rows", "row <= place.n_rows"),
             (product, "row < place.n_rows", "row + 1u < place.n_rows"),
-            (product, "unit < n_units", "unit + 1u < n_units"),
+            (
+                product,
+                "; unit < n_units;",
+                "; unit + TILE_UNITS < n_units;",
+            ),
             (product, " * scales[row]", ""),
             (product, "= bias[column]", "= bias[output + 1u]"),
             (product, "= residual[row", "= residual[0u"),
             (product, "product[at] = value;", ""),
             (
                 product,
-                "decode8(header, quarter + 1u)",
-                "decode8(header, quarter)",
+                "halves(eight.z), halves(eight.w)",
+                "halves(eight.w), halves(eight.z)",
             ),
             (
                 product,
-                "src_starts.y + next * 8u",
-                "src_starts.x + next * 8u",
+                "vectors.row1 = src[at.y",
+                "vectors.row1 = src[at.x",
             ),
-            (product, "full = TILE_LENGTH - full;", ""),
+            (product, "unit += TILE_UNITS", "unit += TILE_UNITS + 1u"),
+            (product, "min(next + weight_unit,", "min(weight_unit,"),
+            (
+                product,
+                "decode8_f16(header, 3u)",
+                "decode8_f16(header, 2u)",
+            ),
         ]);
     }
     for (product, from, to) in mistakes {
-        let kernel = altered(&product.kernel, from, to);
+        let kernel = altered(&product.kernel, &product.variant(&inputs), from, to);
         let mistaken = Product { kernel, ..*product };
         let dst = run_product(context, &inputs, &mistaken);
         assert!(
@@ -585,7 +639,11 @@ fn mistakes_in_the_kernels_are_found() {
         ("dst[at + 1u] = weight.high * p.scale;", ""),
         ("row >= batch.n_rows", "row + 1u >= batch.n_rows"),
     ] {
-        let dst = run_embed(context, &inputs, &altered(&embed::KERNEL, from, to));
+        let dst = run_embed(
+            context,
+            &inputs,
+            &altered(&embed::KERNEL, &variant(&inputs), from, to),
+        );
         assert!(
             inputs.judge_embed(&dst).is_err(),
             "`{to}` for `{from}` was not noticed"

@@ -1,13 +1,20 @@
 //! Every kernel against its twin, on whatever adapter there is, and through naga for every backend.
 
 mod attention;
+mod attention_coop;
+mod attention_few;
 mod elementwise;
+mod few_rows;
 mod matrix;
 mod quantize;
+mod sample;
 mod translate;
 
+use super::attention_coop::Tile as AttentionTile;
+use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
-use super::{Kernel, ROW_ALIGNMENT, Variant, row_stride};
+use super::quantize::{UNIT, quantize_unit, row_words};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -73,46 +80,109 @@ impl Values {
 pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     let any = Variant {
         weight: WeightType::F32,
+        src: Src::F32,
         kv: KvType::F32,
         subgroups: false,
         tile: None,
+        heads: None,
+        is_wide: false,
+        constants: None,
+        attention_tile: None,
     };
     let mut variants = vec![any];
     if kernel.uses.weight {
-        variants = WeightType::ALL
-            .into_iter()
-            .filter(|weight| !kernel.uses.integers || weight.block_len() > 1)
-            .map(|weight| Variant { weight, ..any })
-            .collect();
+        let of_type = |weight| Variant { weight, ..any };
+        variants = WeightType::ALL.into_iter().map(of_type).collect();
+    }
+    if kernel.uses.matvec {
+        let quantised = variants.iter().filter(|v| v.weight.block_len() > 1);
+        // Kernels with a residual have none of what a norm needs.
+        let sources = match kernel.uses.output {
+            true => vec![Src::Int8],
+            false => vec![Src::Int8, Src::Norm],
+        };
+        let of = |&v: &Variant| {
+            sources
+                .iter()
+                .map(move |&src| Variant { src, ..v })
+                .collect::<Vec<_>>()
+        };
+        let rounded: Vec<_> = quantised.flat_map(of).collect();
+        variants.extend(rounded);
+    }
+    if kernel.uses.matvec {
+        let both = |v| [false, true].map(|is_wide| Variant { is_wide, ..v });
+        variants = variants.into_iter().flat_map(both).collect();
     }
     if kernel.uses.tile {
         let with_each = |v| tiles().map(move |tile| Variant { tile, ..v });
         variants = variants.into_iter().flat_map(with_each).collect();
     }
+    if kernel.uses.heads {
+        // Whoever reads no cache merges, a head at a time.
+        let heads = || heads().filter(|heads| kernel.uses.kv || heads.n_heads == 1);
+        let with_each = |v| {
+            heads().map(move |heads| Variant {
+                heads: Some(heads),
+                ..v
+            })
+        };
+        variants = variants.into_iter().flat_map(with_each).collect();
+    }
+    if kernel.uses.attention_tile {
+        let with = |attention_tile| Variant {
+            attention_tile: Some(attention_tile),
+            ..any
+        };
+        variants = attention_tiles().map(with).collect();
+    }
     if kernel.uses.kv {
         let both = |v| [KvType::F32, KvType::F16].map(|kv| Variant { kv, ..v });
         variants = variants.into_iter().flat_map(both).collect();
     }
-    if kernel.uses.reduce && subgroups {
-        let both = |v| [false, true].map(|subgroups| Variant { subgroups, ..v });
-        variants = variants.into_iter().flat_map(both).collect();
+    if subgroups {
+        let with = variants.iter().filter(|v| kernel.reduces(v));
+        let with: Vec<_> = with.map(|&v| Variant { subgroups, ..v }).collect();
+        variants.extend(with);
     }
     variants
 }
 
-/// Both tiles of NVIDIA, of Apple and of lavapipe.
-fn tiles() -> impl Iterator<Item = Option<Tile>> {
+/// Of the narrowest and the widest heads, of common ones, and where some invocations are left over.
+fn heads() -> impl Iterator<Item = Heads> {
+    [8, 24, 32, 64, 80, 128, 256, 512]
+        .into_iter()
+        .flat_map(|head_dim| {
+            let shape = |group_size| attention::shape(group_size, 1, head_dim, 0);
+            let shared = [1, 2, 3, 4].map(|group_size| Heads::shared(&shape(group_size)));
+            let others = [Heads::whole(&shape(3)), Heads::merge(&shape(1))];
+            shared.into_iter().chain(others)
+        })
+}
+
+/// The cooperative matrices of NVIDIA, of Apple and of lavapipe.
+fn matrices() -> impl Iterator<Item = CooperativeMatrix> {
     let matrices = [(16, 32, true), (8, 32, false), (8, 8, true)];
     matrices
         .into_iter()
-        .flat_map(|(size, subgroup_size, from_vectors)| {
-            let matrix = CooperativeMatrix {
-                size,
-                subgroup_size,
-                from_vectors,
-            };
-            [false, true].map(|is_large| Some(Tile { matrix, is_large }))
+        .map(|(size, subgroup_size, from_vectors)| CooperativeMatrix {
+            size,
+            subgroup_size,
+            from_vectors,
         })
+}
+
+fn tiles() -> impl Iterator<Item = Option<Tile>> {
+    matrices().flat_map(|matrix| Tile::all(matrix).into_iter().map(Some))
+}
+
+fn attention_tiles() -> impl Iterator<Item = AttentionTile> {
+    matrices().flat_map(|matrix| {
+        let shapes =
+            [64, 80, 128, 256].map(|head_dim| [KvType::F32, KvType::F16].map(|kv| (head_dim, kv)));
+        let tile = move |(head_dim, kv)| AttentionTile::new(matrix, kv, head_dim, usize::MAX);
+        shapes.into_iter().flatten().filter_map(tile)
+    })
 }
 
 /// Rows of `width` elements as the GPU holds them: `row_stride` apart, padded with zeros.
@@ -123,6 +193,48 @@ pub(crate) fn padded(dense: &[f32], width: usize) -> Vec<u8> {
         rows.resize(rows.len() + (row_stride(width) - width) * 4, 0);
     }
     rows
+}
+
+/// Rows of `width` elements as int8, as `common/quantize.wgsl` lays them out.
+pub(crate) fn int8_rows(dense: &[f32], width: usize) -> Vec<u8> {
+    let mut rows = Vec::new();
+    for row in dense.chunks_exact(width) {
+        let end = rows.len() + row_words(width) * 4;
+        let mut scales: Vec<f32> = Vec::new();
+        for unit in row.chunks(UNIT) {
+            let unit = quantize_unit(unit);
+            let sum: i32 = unit.q.into_iter().map(i32::from).sum();
+            rows.extend_from_slice(bytemuck::cast_slice(&unit.q));
+            scales.extend([unit.scale, unit.scale * sum as f32]);
+        }
+        rows.extend_from_slice(bytemuck::cast_slice(&scales));
+        rows.resize(end, 0);
+    }
+    rows
+}
+
+/// The kernel with one piece of its text, or of what it includes, replaced: a mistake on purpose.
+pub(crate) fn altered(kernel: &Kernel, variant: &Variant, from: &str, to: &str) -> Kernel {
+    let Kernel {
+        name,
+        bindings,
+        params_bytes,
+        uses,
+        ..
+    } = *kernel;
+    let text = kernel.source(variant);
+    assert_eq!(text.matches(from).count(), 1, "`{from}` in {name}");
+    Kernel {
+        // Pipelines are kept by name.
+        name: String::leak(format!("{name} with `{to}` for `{from}`, {variant:?}")),
+        wgsl: String::leak(text.replace(from, to)),
+        bindings,
+        params_bytes,
+        uses: Uses {
+            is_whole: true,
+            ..uses
+        },
+    }
 }
 
 /// An output of `n_rows` rows of `width` elements that nothing has written yet.

@@ -1,8 +1,8 @@
 //! Activations as int8, on a GPU, against their twin.
 
-use super::{Random, gpu, padded, run_kernel, unwritten_words, variants};
+use super::{Random, altered, gpu, int8_rows, padded, run_kernel, unwritten_words, variants};
 use crate::device::wgpu::context::Context;
-use crate::kernels::quantize::{KERNEL, Params, UNIT, grid, quantize_unit};
+use crate::kernels::quantize::{self, KERNEL, Params, UNIT, grid, quantize_unit};
 use crate::kernels::{BatchParams, Kernel, row_stride};
 
 /// One, tails, units, those of real models.
@@ -32,14 +32,63 @@ fn rows(width: usize) -> Vec<f32> {
     values
 }
 
+/// What is wrong with rows of int8: the integers are to be the twin's, the scales within three roundings.
+pub(super) fn judge_int8(got: &[u8], values: &[f32], width: usize) -> Result<(), String> {
+    let row_bytes = quantize::row_words(width) * 4;
+    let want_rows = int8_rows(values, width);
+    let within =
+        |got: f32, want: f32, eps: f32| (got - want).abs() <= eps * f32::EPSILON * want.abs();
+    for (row, (got, want)) in got
+        .chunks(row_bytes)
+        .zip(want_rows.chunks(row_bytes))
+        .enumerate()
+    {
+        let (got_quants, got_scales) = got.split_at(row_stride(width));
+        let (want_quants, want_scales) = want.split_at(row_stride(width));
+        let mut units = got_quants.chunks(UNIT).zip(want_quants.chunks(UNIT));
+        if let Some(unit) = units.position(|(got, want)| got != want) {
+            return Err(format!(
+                "width {width}, row {row}, unit {unit}: other integers"
+            ));
+        }
+        let [got_scales, want_scales]: [Vec<[f32; 2]>; 2] =
+            [got_scales, want_scales].map(|bytes| {
+                let n_units = row_stride(width) / UNIT;
+                bytemuck::pod_collect_to_vec(&bytes[..n_units * 8])
+            });
+        let pairs = got_scales.into_iter().zip(want_scales).enumerate();
+        for (unit, ([scale, scaled_sum], [want_scale, want_sum])) in pairs {
+            let sum = if want_scale == 0.0 {
+                0.0
+            } else {
+                (want_sum / want_scale).round()
+            };
+            if !within(scale, want_scale, 3.0) || !within(scaled_sum, scale * sum, 1.0) {
+                return Err(format!(
+                    "width {width}, row {row}, unit {unit}: scale {scale:e}, sum {scaled_sum:e}, \
+                     expected {want_scale:e}, {want_sum:e}"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fails where rows of int8 are not those of `values`.
+pub(super) fn assert_int8(got: &[u8], values: &[f32], width: usize) {
+    if let Err(message) = judge_int8(got, values, width) {
+        panic!("int8: {message}");
+    }
+}
+
 /// What is wrong with the results of a kernel.
 fn judge(context: &Context, kernel: &Kernel, width: usize) -> Result<(), String> {
     let src = rows(width);
-    let stride = row_stride(width);
     let params = Params::new(width);
     // A row more than the batch has.
     let mut padded_src = padded(&src, width);
-    padded_src.resize((N_ROWS + 1) * stride * 4, 1);
+    padded_src.resize((N_ROWS + 1) * row_stride(width) * 4, 1);
+    let row_words = quantize::row_words(width);
     let buffers = run_kernel(
         context,
         kernel,
@@ -48,49 +97,17 @@ fn judge(context: &Context, kernel: &Kernel, width: usize) -> Result<(), String>
             n_rows: N_ROWS as u32,
             position: 0,
             n_outputs: 0,
-            padding: 0,
+            random: 0,
         },
         bytemuck::bytes_of(&params),
         grid(&params, N_ROWS + 1),
-        &[
-            &padded_src,
-            &unwritten_words((N_ROWS + 1) * stride / 4),
-            &unwritten_words((N_ROWS + 1) * stride / UNIT * 2),
-        ],
+        &[&padded_src, &unwritten_words((N_ROWS + 1) * row_words)],
     );
-    let (quants, last_quants) = buffers[1].split_at(N_ROWS * stride);
-    let (scales, last_scales) = buffers[2].split_at(N_ROWS * stride / UNIT * 8);
-    if *last_quants != unwritten_words(stride / 4)
-        || *last_scales != unwritten_words(stride / UNIT * 2)
-    {
+    let (rows, last) = buffers[1].split_at(N_ROWS * row_words * 4);
+    if *last != unwritten_words(row_words) {
         return Err("a row behind the last was written".to_owned());
     }
-
-    let scales: Vec<[f32; 2]> = bytemuck::pod_collect_to_vec(scales);
-    let units = src.chunks_exact(width).flat_map(|row| row.chunks(UNIT));
-    for (index, values) in units.enumerate() {
-        let want = quantize_unit(values);
-        let got: &[i8] = bytemuck::cast_slice(&quants[index * UNIT..][..UNIT]);
-        if *got != want.q {
-            let largest = values.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            return Err(format!(
-                "width {width}, unit {index} up to {largest:e}: {got:?}, expected {:?}",
-                want.q
-            ));
-        }
-        let sum: i32 = want.q.into_iter().map(i32::from).sum();
-        let [scale, scaled_sum] = scales[index];
-        let within =
-            |got: f32, want: f32, eps: f32| (got - want).abs() <= eps * f32::EPSILON * want.abs();
-        if !within(scale, want.scale, 3.0) || !within(scaled_sum, scale * sum as f32, 1.0) {
-            return Err(format!(
-                "width {width}, unit {index}: scale {scale:e}, sum {scaled_sum:e}, expected {:e}, {:e}",
-                want.scale,
-                want.scale * sum as f32
-            ));
-        }
-    }
-    Ok(())
+    judge_int8(rows, &src, width)
 }
 
 #[test]
@@ -110,24 +127,14 @@ fn mistakes_in_quantize_are_found() {
         ("clamp(round(", "clamp(floor(0.5 + "),
         ("clamp(bits >> 23u, 10u, 240u)", "bits >> 23u"),
         ("(mantissa >> 8u) + 1u", "mantissa >> 8u"),
-        (
-            "is_zero = bitcast<u32>(max_size) < (10u << 23u)",
-            "is_zero = false",
-        ),
-        (
-            "i = 0u; i < 8u; i++) {\n        max",
-            "i = 0u; i < 7u; i++) {\n        max",
-        ),
-        ("sum += sums[lane + i]", "sum += sums[i]"),
+        ("select(inverse, 0.0, bits < (10u << 23u))", "inverse"),
+        ("max(sizes0, sizes1)", "max(sizes0, sizes0)"),
+        ("sum += quad_sums[lane + i]", "sum += quad_sums[i]"),
         ("row >= batch.n_rows", "row > batch.n_rows"),
-        ("first < row_words", "first + 1u < row_words"),
+        ("quad < n_quads, lane", "quad + 1u < n_quads, lane"),
+        ("stride / 4u + quad / 4u", "stride / 4u + quad / 8u"),
     ] {
-        assert_eq!(KERNEL.wgsl.matches(from).count(), 1, "`{from}`");
-        let kernel = Kernel {
-            name: String::leak(format!("quantize with `{to}`")),
-            wgsl: String::leak(KERNEL.wgsl.replace(from, to)),
-            ..KERNEL
-        };
+        let kernel = altered(&KERNEL, &variants(&KERNEL, true)[0], from, to);
         let found = judge(context, &kernel, 576).is_err();
         assert!(found, "`{to}` was not noticed");
     }

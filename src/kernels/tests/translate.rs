@@ -1,10 +1,11 @@
 //! Every variant of every kernel as each backend will see it, and against its Rust declarations.
 
 use super::variants;
-use crate::kernels::matmul_coop::Tile;
+use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
-    ALL, Access, BatchParams, Kernel, Variant, add, attention, embed, f16_rows, gated_activation,
-    matmul, matmul_coop, matvec, quantize, rms_norm, rope, select_outputs, store_kv,
+    ALL, Access, BatchParams, Kernel, Variant, add, attention, attention_coop, attention_few,
+    embed, f16_rows, gated_activation, logit_maxima, matmul, matmul_coop, matvec, matvec_gated,
+    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -32,13 +33,23 @@ fn params_members(kernel: &Kernel) -> Members {
             stride,
             padding
         }),
-        "attention" => members!(attention::Params {
+        "attention" | "attention_coop" => members!(attention::Params {
             n_head,
             n_head_kv,
             head_dim,
             stride,
             scale,
             window,
+            padding
+        }),
+        "attention_few" | "attention_merge" => members!(attention_few::Params {
+            n_head,
+            n_head_kv,
+            stride,
+            n_splits,
+            scale,
+            window,
+            has_int8,
             padding
         }),
         "embed" => members!(embed::Params {
@@ -57,9 +68,14 @@ fn params_members(kernel: &Kernel) -> Members {
                 width,
                 stride,
                 activation,
-                padding
+                has_f16
             })
         }
+        "logit_maxima" => members!(logit_maxima::Params {
+            n_tokens,
+            stride,
+            padding
+        }),
         "matmul" => members!(matmul::Params {
             matrix,
             src_stride,
@@ -76,20 +92,48 @@ fn params_members(kernel: &Kernel) -> Members {
             has_bias,
             has_residual
         }),
-        "matvec" | "matvec_int8" => members!(matvec::Params {
+        "matvec" => members!(matvec::Params {
             matrix,
             src_stride,
             dst_stride,
-            extent,
+            n_pairs,
             has_bias,
             has_residual
+        }),
+        "matvec_gated" => members!(matvec_gated::Params {
+            matrix,
+            up_planes,
+            src_stride,
+            dst_stride,
+            n_pairs,
+            activation,
+            has_int8,
+            eps,
+            writes_norm,
+            padding
+        }),
+        "matvec_heads" => members!(matvec_heads::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            n_pairs,
+            head_dim,
+            n_dims,
+            pair_step,
+            pair_distance,
+            has_bias,
+            has_rope,
+            has_cache,
+            eps,
+            writes_norm
         }),
         "quantize" => members!(quantize::Params { stride }),
         "rms_norm" => members!(rms_norm::Params {
             group,
             n_groups,
             stride,
-            eps
+            eps,
+            rounds
         }),
         "rope" => members!(rope::Params {
             n_head,
@@ -98,6 +142,15 @@ fn params_members(kernel: &Kernel) -> Members {
             stride,
             pair_step,
             pair_distance,
+            padding
+        }),
+        "sample" => members!(sample::Params {
+            n_tokens,
+            stride,
+            top_k,
+            top_p,
+            min_p,
+            inverse_temperature,
             padding
         }),
         "select_outputs" => members!(select_outputs::Params {
@@ -120,7 +173,8 @@ fn parse(kernel: &Kernel, variant: &Variant, source: &str) -> Result<(Module, Mo
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32; // Vulkan, Metal and DX12 have it
     capabilities.set(Capabilities::SUBGROUP, has_subgroups(kernel, variant));
     capabilities.set(Capabilities::SHADER_FLOAT16, kernel.uses.f16);
-    capabilities.set(Capabilities::COOPERATIVE_MATRIX, kernel.uses.tile);
+    let has_matrices = matrix_of(kernel, variant).is_some();
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, has_matrices);
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| e.emit_to_string(source))?;
@@ -128,7 +182,17 @@ fn parse(kernel: &Kernel, variant: &Variant, source: &str) -> Result<(Module, Mo
 }
 
 fn has_subgroups(kernel: &Kernel, variant: &Variant) -> bool {
-    kernel.uses.tile || kernel.uses.reduce && variant.subgroups
+    matrix_of(kernel, variant).is_some() || kernel.reduces(variant) && variant.subgroups
+}
+
+/// The cooperative matrices that a variant uses, and its bytes of workgroup memory.
+fn matrix_of(kernel: &Kernel, variant: &Variant) -> Option<(CooperativeMatrix, usize)> {
+    let tile = variant.tile.filter(|_| kernel.uses.tile);
+    let attention_tile = variant
+        .attention_tile
+        .filter(|_| kernel.uses.attention_tile);
+    let tile = tile.map(|tile| (tile.matrix, tile.workgroup_bytes()));
+    tile.or(attention_tile.map(|tile| (tile.matrix, tile.workgroup_bytes())))
 }
 
 fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
@@ -155,13 +219,13 @@ fn check_members(module: &Module, name: &str, bytes: usize, want: &Members) -> R
     })
 }
 
-fn check_bindings(module: &Module, kernel: &Kernel) -> Result<(), String> {
+fn check_bindings(module: &Module, kernel: &Kernel, variant: &Variant) -> Result<(), String> {
     let load = StorageAccess::LOAD;
     let mut want = vec![
         (0, 0, "batch", AddressSpace::Uniform),
         (0, 1, "p", AddressSpace::Uniform),
     ];
-    for (binding, &(name, access)) in (2..).zip(kernel.bindings) {
+    for (binding, (name, access)) in (2..).zip(kernel.bindings(variant)) {
         let access = match access {
             Access::Read => load,
             Access::ReadWrite => load | StorageAccess::STORE,
@@ -179,12 +243,16 @@ fn check_bindings(module: &Module, kernel: &Kernel) -> Result<(), String> {
     require(got == want, || {
         format!("bindings {got:?}, expected {want:?}")
     })?;
+    // What a norm in front of the product needs, an adapter may lack.
     require(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, || {
         "too many bindings".to_owned()
     })
 }
 
-fn check_workgroup(module: &Module, tile: Option<Tile>) -> Result<(), String> {
+fn check_workgroup(
+    module: &Module,
+    matrix: Option<(CooperativeMatrix, usize)>,
+) -> Result<(), String> {
     let [entry] = &module.entry_points[..] else {
         return Err(format!(
             "{} entry points, expected 1",
@@ -201,7 +269,7 @@ fn check_workgroup(module: &Module, tile: Option<Tile>) -> Result<(), String> {
         },
     )?;
     let invocations: u32 = entry.workgroup_size.iter().product();
-    let is_apple = tile.is_none_or(|tile| !tile.matrix.from_vectors);
+    let is_apple = matrix.is_none_or(|(matrix, _)| !matrix.from_vectors);
     let is_avoided = is_apple && invocations == 32;
     require(invocations <= MAX_INVOCATIONS && !is_avoided, || {
         format!("{invocations} invocations in a workgroup")
@@ -215,11 +283,17 @@ fn check_workgroup(module: &Module, tile: Option<Tile>) -> Result<(), String> {
         .global_variables
         .iter()
         .filter(|(_, global)| shared(global.space));
-    let bytes: u32 = globals
+    let sizes: Vec<u32> = globals
         .map(|(_, global)| layouter[global.ty].to_stride())
-        .sum();
-    let fits = tile.map_or(bytes <= MAX_WORKGROUP_BYTES, |tile| {
-        bytes as usize == tile.workgroup_bytes()
+        .collect();
+    // So that none moves a matrix off its 16 bytes.
+    let is_aligned = matrix.is_none() || sizes.iter().all(|bytes| bytes.is_multiple_of(16));
+    require(is_aligned, || {
+        format!("workgroup variables of {sizes:?} bytes beside matrices")
+    })?;
+    let bytes: u32 = sizes.iter().sum();
+    let fits = matrix.map_or(bytes <= MAX_WORKGROUP_BYTES, |(_, stated)| {
+        bytes as usize == stated
     });
     require(fits, || format!("{bytes} bytes of workgroup memory"))
 }
@@ -362,18 +436,18 @@ fn check(
         n_rows,
         position,
         n_outputs,
-        padding
+        random
     });
     check_members(&module, "Batch", size_of::<BatchParams>(), &batch)?;
     check_members(&module, "Params", kernel.params_bytes, members)?;
     require(kernel.params_bytes.is_multiple_of(16), || {
         "`Params` is not padded".to_owned()
     })?;
-    check_bindings(&module, kernel)?;
-    let tile = variant.tile.filter(|_| kernel.uses.tile);
-    check_workgroup(&module, tile)?;
+    check_bindings(&module, kernel, variant)?;
+    let matrix = matrix_of(kernel, variant);
+    check_workgroup(&module, matrix)?;
     to_spirv(&module, &info)?;
-    if tile.is_none_or(|tile| !tile.matrix.from_vectors) {
+    if matrix.is_none_or(|(matrix, _)| !matrix.from_vectors) {
         to_msl(&module, &info)?;
     }
     // DirectX 12 has no cooperative matrices, and 16-bit floats are there for them alone.
@@ -456,4 +530,11 @@ fn the_check_refuses_a_broken_kernel() {
     assert_eq!(error, "a subgroup builtin");
     let shared = "var<workgroup> large: array<vec4<f32>, 1025>;\n@compute";
     assert!(refusal("@compute", shared).contains("16400 bytes of workgroup memory"));
+    let kernel = &attention_coop::KERNEL;
+    let variant = variants(kernel, true)[0];
+    let source = kernel
+        .source(&variant)
+        .replace("must_rescale: vec4<u32>", "must_rescale: vec2<u32>");
+    let error = check(kernel, &variant, &source, &params_members(kernel)).unwrap_err();
+    assert!(error.contains(" bytes beside matrices"), "{error}");
 }

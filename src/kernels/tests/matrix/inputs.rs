@@ -178,7 +178,7 @@ impl Inputs {
                 let bytes = ty.row_bytes(n_cols);
                 let file = &self.file[first_row * bytes..][..n_rows * bytes];
                 let mut words = vec![0; shard.words()];
-                shard.repack_rows(0..n_rows, file, |offset, part| {
+                shard.repack_rows(0..n_rows, file, &mut Vec::new(), |offset, part| {
                     words[offset..][..part.len()].copy_from_slice(part);
                 });
                 (shard, words)

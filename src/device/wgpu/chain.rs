@@ -1,0 +1,278 @@
+//! The choice of tokens on the GPU: the kernels behind the logits, and a ring of buffers in which the host
+//! reads what they chose while later tokens run.
+
+use super::context::Context;
+use super::lower::SessionBuffers;
+use super::pipelines::Pipeline;
+use crate::device::TOKENS_AHEAD;
+use crate::error::{Error, Result};
+use crate::kernels::logit_maxima::{self, NOT_FINITE, NOT_ZERO};
+use crate::kernels::sample::{self, Chosen};
+use crate::kernels::{Kernel, Variant};
+use crate::plan::Plan;
+use crate::sampler::PlainSampling;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+/// Choices that may be queued before the oldest is read.
+const N_SLOTS: usize = TOKENS_AHEAD + 1;
+
+const CHOSEN_BYTES: u64 = size_of::<Chosen>() as u64;
+
+/// What chooses tokens behind the forward pass of one session.
+pub(super) struct Chain {
+    n_logits: usize,
+    maxima: Stage,
+    sample: Stage,
+    chosen: wgpu::Buffer,
+    /// [`N_SLOTS`] of them, used in turn.
+    slots: Vec<Slot>,
+    /// Since the start.
+    n_queued: usize,
+    n_read: usize,
+    n_tokens: usize,
+}
+
+/// A kernel with all that it is given.
+struct Stage {
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    params: wgpu::Buffer,
+    grid: [u32; 3],
+}
+
+/// Where the host reads a choice.
+struct Slot {
+    staging: wgpu::Buffer,
+    queued: Option<Queued>,
+}
+
+/// A choice that was submitted and not read.
+struct Queued {
+    position: usize,
+    submission: wgpu::SubmissionIndex,
+    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Chain {
+    pub(super) fn new(
+        context: &Context,
+        plan: &Plan,
+        buffers: &SessionBuffers,
+        variant: &Variant,
+    ) -> Result<Chain> {
+        use wgpu::BufferUsages as Usage;
+        let n_logits = plan.buffer(plan.logits).width;
+        let maxima_bytes = logit_maxima::n_words(n_logits) as u64 * 4;
+        let maxima = context.create_buffer("logit maxima", maxima_bytes, Usage::STORAGE)?;
+        let usage = Usage::STORAGE | Usage::COPY_SRC;
+        let chosen = context.create_buffer("chosen token", CHOSEN_BYTES, usage)?;
+        let slot = |_| -> Result<Slot> {
+            let usage = Usage::MAP_READ | Usage::COPY_DST;
+            Ok(Slot {
+                staging: context.create_buffer("token staging", CHOSEN_BYTES, usage)?,
+                queued: None,
+            })
+        };
+        let logits = &buffers.activations[plan.logits.0];
+        let stage = |kernel, storage: &[&wgpu::Buffer], grid| {
+            Stage::new(context, kernel, variant, &buffers.batch, storage, grid)
+        };
+        let grid = logit_maxima::grid(n_logits);
+        Ok(Chain {
+            n_logits,
+            maxima: stage(&logit_maxima::KERNEL, &[logits, &maxima], grid)?,
+            sample: stage(
+                &sample::KERNEL,
+                &[logits, &maxima, &buffers.tokens, &chosen],
+                sample::GRID,
+            )?,
+            chosen,
+            slots: (0..N_SLOTS).map(slot).collect::<Result<Vec<_>>>()?,
+            n_queued: 0,
+            n_read: 0,
+            n_tokens: 0,
+        })
+    }
+
+    /// Forgets what was queued, and chooses as `sampling` says from now on; false where it cannot.
+    pub(super) fn start(&mut self, context: &Context, sampling: &PlainSampling) -> Result<bool> {
+        let Some(params) = sample::Params::new(self.n_logits, sampling) else {
+            return Ok(false);
+        };
+        for slot in &mut self.slots {
+            if slot.queued.take().is_some() {
+                slot.staging.unmap();
+            }
+        }
+        self.n_queued = 0;
+        self.n_read = 0;
+        self.n_tokens = sampling.n_tokens;
+        let maxima_params = logit_maxima::Params::new(self.n_logits, sampling.n_tokens);
+        context.scoped("options of sampling", || {
+            let queue = &context.queue;
+            queue.write_buffer(&self.maxima.params, 0, bytemuck::bytes_of(&maxima_params));
+            queue.write_buffer(&self.sample.params, 0, bytemuck::bytes_of(&params));
+        })?;
+        Ok(true)
+    }
+
+    /// Choices queued since the start.
+    pub(super) fn n_queued(&self) -> usize {
+        self.n_queued
+    }
+
+    /// Records a choice from the logits that the steps in front of it wrote.
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        for stage in [&self.maxima, &self.sample] {
+            let [x, y, z] = stage.grid;
+            pass.set_pipeline(&stage.pipeline.compiled);
+            pass.set_bind_group(0, &stage.bind_group, &[]);
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+
+    /// Records the copy of the choice to the slot of the `index`th since the start.
+    pub(super) fn record_copy(&self, encoder: &mut wgpu::CommandEncoder, index: usize) {
+        let staging = &self.slots[index % N_SLOTS].staging;
+        encoder.copy_buffer_to_buffer(&self.chosen, 0, staging, 0, CHOSEN_BYTES);
+    }
+
+    /// Notes that the choice of the token at `position` was submitted.
+    pub(super) fn submitted(
+        &mut self,
+        context: &Context,
+        position: usize,
+        submission: wgpu::SubmissionIndex,
+    ) -> Result<()> {
+        let slot = &mut self.slots[self.n_queued % N_SLOTS];
+        let (sender, mapped) = channel();
+        context.scoped("map of a token", || {
+            slot.staging
+                .map_async(wgpu::MapMode::Read, .., move |outcome| {
+                    sender.send(outcome).ok();
+                });
+        })?;
+        slot.queued = Some(Queued {
+            position,
+            submission,
+            mapped,
+        });
+        self.n_queued += 1;
+        Ok(())
+    }
+
+    /// Waits for the oldest choice that was not read.
+    pub(super) fn read(&mut self, context: &Context) -> Result<u32> {
+        let slot = &mut self.slots[self.n_read % N_SLOTS];
+        let queued = slot.queued.take();
+        let queued = queued.ok_or_else(|| context.error("no token was queued"))?;
+        self.n_read += 1;
+        context.wait_for(queued.submission)?;
+        // Where other threads wait too, one of theirs may run the callback, after this wait is over.
+        let failed =
+            |message: &dyn std::fmt::Display| context.error(format!("read of a token: {message}"));
+        match queued.mapped.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(&error)),
+            Err(_) => return Err(failed(&"the GPU did not answer")),
+        }
+        let view = slot.staging.get_mapped_range(..);
+        let chosen: Chosen = bytemuck::pod_read_unaligned(&view.map_err(|error| failed(&error))?);
+        slot.staging.unmap();
+        check(&chosen, queued.position, self.n_tokens)?;
+        Ok(chosen.token)
+    }
+}
+
+impl Stage {
+    fn new(
+        context: &Context,
+        kernel: &'static Kernel,
+        variant: &Variant,
+        batch: &wgpu::Buffer,
+        storage: &[&wgpu::Buffer],
+        grid: [u32; 3],
+    ) -> Result<Stage> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let params = context.create_buffer(kernel.name, kernel.params_bytes as u64, usage)?;
+        let pipeline = context.pipeline(kernel, variant)?;
+        let whole = |buffer| wgpu::BufferBinding {
+            buffer,
+            offset: 0,
+            size: None,
+        };
+        let bindings: Vec<_> = [batch, &params]
+            .into_iter()
+            .chain(storage.iter().copied())
+            .map(whole)
+            .collect();
+        let bind_group = context.bind_group(kernel.name, &pipeline, &bindings)?;
+        Ok(Stage {
+            pipeline,
+            bind_group,
+            params,
+            grid,
+        })
+    }
+}
+
+/// The last line of defence: a choice from logits that are all zero or not numbers is an error, and so is
+/// what an earlier one has left.
+fn check(chosen: &Chosen, position: usize, n_tokens: usize) -> Result<()> {
+    let message = if chosen.position as usize != position {
+        format!("no token for position {position} was chosen")
+    } else if chosen.flags & NOT_FINITE != 0 {
+        format!("a logit for position {position} is not a finite number")
+    } else if chosen.flags & NOT_ZERO == 0 {
+        format!("every logit for position {position} is zero")
+    } else if chosen.token as usize >= n_tokens {
+        let token = chosen.token;
+        format!("token {token} for position {position}, expected less than {n_tokens}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::WrongResult {
+        step: "result_output".to_owned(),
+        message,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_that_cannot_be_right_are_an_error() {
+        let good = Chosen {
+            token: 4,
+            flags: NOT_ZERO,
+            position: 7,
+            n_candidates: 1,
+        };
+        assert!(check(&good, 7, 5).is_ok());
+        let nothing_written: Chosen = bytemuck::Zeroable::zeroed();
+        for (wrong, message) in [
+            (
+                Chosen {
+                    position: 6,
+                    ..good
+                },
+                "no token for position 7",
+            ),
+            (Chosen { flags: 3, ..good }, "not a finite number"),
+            (
+                Chosen { flags: 0, ..good },
+                "every logit for position 7 is zero",
+            ),
+            (Chosen { token: 5, ..good }, "token 5 for position 7"),
+            (nothing_written, "no token"),
+        ] {
+            let error = check(&wrong, 7, 5).unwrap_err().to_string();
+            assert!(
+                error.contains("result_output") && error.contains(message),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The buffers of one session.
+
+use super::super::context::Context;
+use super::super::select::{Choice, FEW_ROWS};
+use crate::error::Result;
+use crate::kernels::attention::Shape;
+use crate::kernels::attention_few::{self, Heads};
+use crate::kernels::{BatchParams, quantize, row_stride};
+use crate::kv_cache::KvLayout;
+use crate::plan::{BufferId, Op, Plan, Step};
+
+/// The buffers of one session.
+pub(in crate::device::wgpu) struct SessionBuffers {
+    /// [`BatchParams`].
+    pub(in crate::device::wgpu) batch: wgpu::Buffer,
+    /// `[max_rows] u32`.
+    pub(in crate::device::wgpu) tokens: wgpu::Buffer,
+    /// By [`BufferId`]: `[rows, row_stride(width)] f32`.
+    pub(in crate::device::wgpu) activations: Vec<wgpu::Buffer>,
+    /// By [`BufferId`], for the inputs of products on int8 activations: [`FEW_ROWS`] rows of int8
+    /// (`kernels/common/quantize.wgsl`).
+    int8: Vec<Option<wgpu::Buffer>>,
+    /// What attention of few rows makes of splits of the keys: room for any of the plan's.
+    pub(in crate::device::wgpu) partials: Option<wgpu::Buffer>,
+    /// Keys and values of each layer.
+    pub(in crate::device::wgpu) caches: Vec<[wgpu::Buffer; 2]>,
+    /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
+    pub(in crate::device::wgpu) f16_rows: Option<[wgpu::Buffer; 2]>,
+}
+
+impl SessionBuffers {
+    pub(in crate::device::wgpu) fn new(
+        context: &Context,
+        plan: &Plan,
+        kv: &KvLayout,
+        choice: &Choice,
+    ) -> Result<Self> {
+        use wgpu::BufferUsages as Usage;
+        let create = |label: &str, bytes: u64, usage: Usage| {
+            if usage.contains(Usage::STORAGE) && bytes > context.max_binding_bytes() {
+                let limit = context.max_binding_bytes();
+                let what = format!("buffer `{label}` (one binding has at most {limit} bytes)");
+                return Err(context.out_of_memory(what, bytes));
+            }
+            context.create_buffer(label, bytes, usage)
+        };
+        let storage = Usage::STORAGE | Usage::COPY_SRC;
+        let activation = |(index, buffer): (usize, &crate::plan::Buffer)| {
+            let rows = plan.max_rows_of(BufferId(index));
+            create(
+                &buffer.name,
+                (rows * row_stride(buffer.width) * 4) as u64,
+                storage,
+            )
+        };
+        let cache = |layer: usize| -> Result<[wgpu::Buffer; 2]> {
+            let bytes = kv.layer_bytes(layer);
+            Ok([
+                create(&format!("blk.{layer}.keys"), bytes, storage)?,
+                create(&format!("blk.{layer}.values"), bytes, storage)?,
+            ])
+        };
+        let int8 = |index: usize| -> Result<Option<wgpu::Buffer>> {
+            let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
+            if !plan.steps.iter().any(is_input) {
+                return Ok(None);
+            }
+            let buffer = &plan.buffers[index];
+            let bytes = FEW_ROWS * quantize::row_words(buffer.width) * 4;
+            let label = format!("{} int8", buffer.name);
+            create(&label, bytes as u64, storage).map(Some)
+        };
+        let f16_rows = || -> Result<[wgpu::Buffer; 2]> {
+            let halves = |step: &Step| match step.op {
+                Op::MatMul { src, .. } => {
+                    plan.max_rows_of(src) * row_stride(plan.buffer(src).width)
+                }
+                _ => 0,
+            };
+            let halves = plan.steps.iter().map(halves).max().unwrap_or(0);
+            Ok([
+                create("f16_rows", halves as u64 * 2, Usage::STORAGE)?,
+                create("f16_rows scales", plan.max_rows as u64 * 4, Usage::STORAGE)?,
+            ])
+        };
+        let partials = plan.steps.iter().filter_map(|step| match step.op {
+            Op::Attention { .. } => attention_shape(kv, &step.op).filter(attention_few::fits),
+            _ => None,
+        });
+        let partials = partials.map(|shape| {
+            let splits = attention_few::splits(&shape, usize::MAX);
+            let params = attention_few::Params::new(&shape, splits, false);
+            attention_few::partials_len(&params, Heads::shared(&shape), FEW_ROWS)
+        });
+        let partials = partials
+            .max()
+            .map(|floats| create("attention splits", floats as u64 * 4, Usage::STORAGE));
+        let batch_bytes = size_of::<BatchParams>() as u64;
+        Ok(SessionBuffers {
+            batch: create("batch", batch_bytes, Usage::UNIFORM | Usage::COPY_DST)?,
+            tokens: create(
+                "tokens",
+                plan.max_rows as u64 * 4,
+                Usage::STORAGE | Usage::COPY_DST,
+            )?,
+            activations: plan
+                .buffers
+                .iter()
+                .enumerate()
+                .map(activation)
+                .collect::<Result<Vec<_>>>()?,
+            int8: (0..plan.buffers.len())
+                .map(int8)
+                .collect::<Result<Vec<_>>>()?,
+            partials: partials.transpose()?,
+            caches: (0..kv.layers.len())
+                .map(cache)
+                .collect::<Result<Vec<_>>>()?,
+            f16_rows: choice.matrix.map(|_| f16_rows()).transpose()?,
+        })
+    }
+
+    pub(in crate::device::wgpu) fn activation(&self, id: BufferId) -> &wgpu::Buffer {
+        &self.activations[id.0]
+    }
+
+    /// The int8 form of a buffer, where a product takes it.
+    pub(in crate::device::wgpu) fn int8(&self, id: BufferId) -> Option<&wgpu::Buffer> {
+        self.int8[id.0].as_ref()
+    }
+}
+
+/// What attends to what in a step of attention.
+pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
+    let Op::Attention {
+        layer,
+        n_head,
+        scale,
+        window,
+        ..
+    } = *op
+    else {
+        return None;
+    };
+    let cache = kv.layers[layer];
+    let shape = Shape {
+        n_head,
+        n_head_kv: cache.n_head_kv,
+        head_dim: cache.head_dim,
+        position: 0,
+        scale,
+        window,
+    };
+    Some(shape)
+}

@@ -1,0 +1,146 @@
+//! Where the time of a batch goes.
+
+use crate::device::{BatchTimes, Clock};
+use crate::kv_cache::{KvLayout, first_visible};
+use crate::model::Weights;
+use crate::plan::{Batch, Op, Plan};
+use std::time::Duration;
+
+/// How long each dispatch of a batch took; made by [`Session::profile`](crate::Session::profile).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Profile {
+    /// What the times were read from.
+    pub clock: Clock,
+    /// What reading the clock added to each time, on average, as the same batch without it shows. It is
+    /// taken off them.
+    pub overhead: Duration,
+    /// In the order of execution.
+    pub dispatches: Vec<ProfiledDispatch>,
+}
+
+/// One run of a kernel, or one step where a device has no kernels of its own.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProfiledDispatch {
+    /// The steps that it computes, e.g. `blk.3.attn_out` and `blk.3.ffn_inp`; the step that it is
+    /// for where it only prepares an input.
+    pub steps: Vec<String>,
+    /// The kernel's name.
+    pub kernel: Option<&'static str>,
+    /// How long it took, by the profile's clock.
+    pub time: Duration,
+    /// Bytes of matrices and of the cache that its steps must read and write.
+    pub bytes: u64,
+    /// Multiplications and additions of its matrix products and of attention.
+    pub operations: u64,
+}
+
+impl Profile {
+    pub(crate) fn new(
+        times: BatchTimes,
+        plan: &Plan,
+        weights: &Weights,
+        kv: &KvLayout,
+        batch: &Batch<'_>,
+    ) -> Profile {
+        // A step whose matrix is in several shards is written by several dispatches, and so is a store of
+        // keys and values.
+        let mut n_writers = vec![0; plan.steps.len()];
+        for &step in times
+            .dispatches
+            .iter()
+            .flat_map(|dispatch| &dispatch.writes)
+        {
+            n_writers[step] += 1;
+        }
+        let dispatch = |dispatch: crate::device::DispatchTime| {
+            let (mut bytes, mut operations) = (0, 0);
+            for &step in &dispatch.writes {
+                let cost = Cost::of(&plan.steps[step].op, plan, weights, kv, batch);
+                bytes += cost.bytes / n_writers[step];
+                operations += cost.operations / n_writers[step];
+            }
+            let named = match &dispatch.writes[..] {
+                [] => std::slice::from_ref(&dispatch.step),
+                writes => writes,
+            };
+            ProfiledDispatch {
+                steps: named
+                    .iter()
+                    .map(|&step| plan.steps[step].name.clone())
+                    .collect(),
+                kernel: dispatch.kernel,
+                time: dispatch.time,
+                bytes,
+                operations,
+            }
+        };
+        Profile {
+            clock: times.clock,
+            overhead: times.overhead,
+            dispatches: times.dispatches.into_iter().map(dispatch).collect(),
+        }
+    }
+
+    /// The times of all dispatches together.
+    pub fn total_time(&self) -> Duration {
+        self.dispatches.iter().map(|dispatch| dispatch.time).sum()
+    }
+}
+
+/// What a step cannot do without.
+#[derive(Debug, Default, PartialEq)]
+struct Cost {
+    bytes: u64,
+    operations: u64,
+}
+
+impl Cost {
+    fn of(op: &Op, plan: &Plan, weights: &Weights, kv: &KvLayout, batch: &Batch<'_>) -> Cost {
+        let cache_row = |layer: usize| (2 * kv.layers[layer].width() * kv.ty.bytes()) as u64;
+        match *op {
+            Op::Embed { weight, .. } => {
+                let weight = weights.get(weight);
+                let row_bytes = weight.ty.row_bytes(weight.n_cols);
+                Cost {
+                    bytes: (batch.n_rows() * row_bytes) as u64,
+                    operations: 0,
+                }
+            }
+            Op::MatMul { weight, dst, .. } => {
+                let weight = weights.get(weight);
+                let products = plan.rows_of(dst, batch) * weight.n_rows * weight.n_cols;
+                Cost {
+                    bytes: weight.stored_bytes(),
+                    operations: 2 * products as u64,
+                }
+            }
+            Op::StoreKv { layer, .. } => Cost {
+                bytes: batch.n_rows() as u64 * cache_row(layer),
+                operations: 0,
+            },
+            Op::Attention {
+                layer,
+                n_head,
+                window,
+                ..
+            } => {
+                let end = batch.position + batch.n_rows();
+                let visible =
+                    |position: usize| (position + 1 - first_visible(position, window)) as u64;
+                let pairs: u64 = (batch.position..end).map(visible).sum();
+                let positions = (end - first_visible(batch.position, window)) as u64;
+                Cost {
+                    bytes: positions * cache_row(layer),
+                    operations: pairs * (4 * n_head * kv.layers[layer].head_dim) as u64,
+                }
+            }
+            Op::RmsNorm { .. }
+            | Op::Rope { .. }
+            | Op::GatedActivation { .. }
+            | Op::Add { .. }
+            | Op::SelectOutputs { .. } => Cost::default(),
+        }
+    }
+}

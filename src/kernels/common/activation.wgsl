@@ -1,0 +1,24 @@
+// The non-linearity of a gated feed-forward block, by the number that the parameters give. SiLU is
+// x * sigmoid(x) (arXiv:1702.03118); GELU in its tanh form (arXiv:1606.08415, section 2), written with
+// 0.5 * (1 + tanh(u)) = sigmoid(2u), since tanh of a large number is NaN on some devices.
+
+const SILU: u32 = 0u;
+
+// exp stays finite; sigmoid(-80) is 2e-35.
+fn sigmoid(x: vec4<f32>) -> vec4<f32> {
+    return select(1.0 / (1.0 + exp(-max(x, vec4(-80.0)))), vec4(0.0), x < vec4(-80.0));
+}
+
+fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
+    let bounded = clamp(x, vec4(-20.0), vec4(20.0)); // its cube must not overflow
+    let u = 0.7978845608 * (bounded + 0.044715 * bounded * bounded * bounded); // sqrt(2 / pi)
+    return x * sigmoid(2.0 * u);
+}
+
+fn activate(activation: u32, x: vec4<f32>) -> vec4<f32> {
+    if activation == SILU {
+        return x * sigmoid(x);
+    }
+    return gelu_tanh(x);
+}
+

@@ -1,0 +1,588 @@
+//! The kernels that compute several steps of few rows, against the twins of these steps.
+
+use super::quantize::judge_int8;
+use super::{
+    Random, altered, first_difference, gpu, int8_rows, padded, run_kernel, unpadded, unwritten,
+    unwritten_words,
+};
+use crate::device::wgpu::context::Context;
+use crate::gguf::WeightType;
+use crate::kernels::repack::{Matrix, Shard};
+use crate::kernels::{
+    BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec, matvec_gated,
+    matvec_heads, quantize, rms_norm, rope, row_stride, store_kv,
+};
+use crate::kv_cache::KvType;
+use crate::plan::{Activation, RopePairing, RopeTable};
+
+/// Of the products: `f32::EPSILON * sum |w x|` (with int8 also `|offset x|`, which is no larger here).
+const PRODUCT_BOUND: f64 = 8.0;
+const N_ROWS: usize = 3;
+const POSITION: usize = 5;
+const CAPACITY: usize = POSITION + N_ROWS + 2;
+
+fn batch() -> BatchParams {
+    BatchParams {
+        n_rows: N_ROWS as u32,
+        position: POSITION as u32,
+        n_outputs: 0,
+        random: 0,
+    }
+}
+
+/// Weights of a type, as a file and as the kernels see them.
+struct Weights {
+    shard: Shard,
+    file: Vec<u8>,
+    words: Vec<u32>,
+}
+
+impl Weights {
+    fn new(random: &mut Random, ty: WeightType, n_rows: usize, n_cols: usize) -> Weights {
+        let mut file = Vec::new();
+        for _ in 0..n_rows {
+            let row: Vec<f32> = (0..n_cols).map(|_| random.signed()).collect();
+            file.extend(ty.encode(&row));
+        }
+        let shard = Shard {
+            ty,
+            first_row: 0,
+            n_rows,
+            n_cols,
+        };
+        let mut words = vec![0; shard.words()];
+        shard.repack_rows(0..n_rows, &file, &mut Vec::new(), |offset, part| {
+            words[offset..][..part.len()].copy_from_slice(part);
+        });
+        Weights { shard, file, words }
+    }
+
+    /// The product with rows of `src`, and the bound of each of its elements.
+    fn product(&self, src: &[f32], bias: Option<&[f32]>) -> (Vec<f32>, Vec<f64>) {
+        let Shard {
+            ty, n_rows, n_cols, ..
+        } = self.shard;
+        let row_bytes = ty.row_bytes(n_cols);
+        let decode = |row: usize, out: &mut [f32]| {
+            ty.decode(&self.file[row * row_bytes..][..row_bytes], out);
+        };
+        let mut want = vec![0.0; src.len() / n_cols * n_rows];
+        matmul::twin(&decode, n_cols, src, bias, &mut want);
+        let sizes = |row: usize, out: &mut [f32]| {
+            decode(row, out);
+            out.iter_mut().for_each(|weight| *weight = weight.abs());
+        };
+        let src: Vec<f32> = src.iter().map(|x| x.abs()).collect();
+        let bias: Option<Vec<f32>> = bias.map(|bias| bias.iter().map(|x| x.abs()).collect());
+        let mut of_magnitudes = want.clone();
+        matmul::twin(&sizes, n_cols, &src, bias.as_deref(), &mut of_magnitudes);
+        let bound = |size: f32| PRODUCT_BOUND * f64::from(f32::EPSILON) * f64::from(size);
+        (want, of_magnitudes.into_iter().map(bound).collect())
+    }
+}
+
+const EPS: f32 = 1e-3;
+
+/// Rows of activations as the kernel gets them, and what a norm in the kernel has beside them.
+struct Activations {
+    values: Vec<f32>,
+    bytes: Vec<u8>,
+    norm_weight: Vec<f32>,
+}
+
+impl Activations {
+    fn new(random: &mut Random, n_cols: usize, src: Src) -> Activations {
+        // Each unit has another magnitude.
+        let magnitude = |i: usize| [1.0, 0.01, 30.0][i / 32 % 3];
+        let values: Vec<f32> = (0..N_ROWS * n_cols)
+            .map(|i| random.signed() * magnitude(i))
+            .collect();
+        let bytes = match src {
+            Src::F32 | Src::Norm => padded(&values, n_cols),
+            Src::Int8 => int8_rows(&values, n_cols),
+        };
+        let norm_weight = (0..n_cols).map(|_| random.signed()).collect();
+        Activations {
+            values,
+            bytes,
+            norm_weight,
+        }
+    }
+
+    /// What the product sees; `normed` is what the kernel's norm wrote, which is judged first.
+    fn seen(&self, src: Src, normed: Option<&[u8]>) -> Result<Vec<f32>, String> {
+        let n_cols = self.norm_weight.len();
+        let mut before = self.values.clone();
+        if let Some(normed) = normed {
+            let mut want = vec![0.0; before.len()];
+            rms_norm::twin(&self.values, &self.norm_weight, EPS, &mut want);
+            before = unpadded(normed, n_cols);
+            judge("norm", &before, &want, |i| 1e-6 * f64::from(want[i].abs()))?;
+        }
+        if src == Src::F32 {
+            return Ok(before);
+        }
+        let mut rounded = vec![0.0; before.len()];
+        quantize::twin(&before, n_cols, &mut rounded);
+        Ok(rounded)
+    }
+}
+
+/// Runs a kernel; `storage` lacks what the norm has.
+fn run(
+    context: &Context,
+    kernel: &Kernel,
+    variant: &Variant,
+    params: &[u8],
+    grid: [u32; 3],
+    src: &Activations,
+    storage: Vec<&[u8]>,
+) -> Vec<Vec<u8>> {
+    let n_cols = src.norm_weight.len();
+    let norm_weight = padded(&src.norm_weight, n_cols);
+    let normed = unwritten(N_ROWS, n_cols);
+    let mut storage = storage;
+    if variant.src == Src::Norm {
+        storage.extend([&norm_weight[..], &normed]);
+    }
+    let run = |variant| run_kernel(context, kernel, variant, batch(), params, grid, &storage);
+    let buffers = run(variant);
+    if !kernel.uses.is_whole {
+        let constants = Constants::new(params);
+        assert!(
+            constants.is_some(),
+            "{} has too many parameters",
+            kernel.name
+        );
+        let by_constants = run(&Variant {
+            constants,
+            ..*variant
+        });
+        assert!(buffers == by_constants, "{}", kernel.name);
+    }
+    buffers
+}
+
+const SOURCES: [Src; 3] = [Src::F32, Src::Int8, Src::Norm];
+
+fn judge(
+    what: &str,
+    got: &[f32],
+    want: &[f32],
+    bound: impl Fn(usize) -> f64,
+) -> Result<(), String> {
+    match first_difference(got, want, bound) {
+        Some(difference) => Err(format!("{what}: {difference}")),
+        None => Ok(()),
+    }
+}
+
+/// A projection to heads.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    ty: WeightType,
+    src: Src,
+    n_cols: usize,
+    n_head: usize,
+    head_dim: usize,
+    rope: Option<(RopePairing, usize)>,
+    cache: Option<KvType>,
+    bias: bool,
+    team_size: u32,
+}
+
+fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> Result<(), String> {
+    let Heads {
+        ty,
+        src,
+        n_cols,
+        n_head,
+        head_dim,
+        ..
+    } = *case;
+    let mut random = Random::new(n_cols as u64);
+    let width = n_head * head_dim;
+    let weights = Weights::new(&mut random, ty, width, n_cols);
+    let activations = Activations::new(&mut random, n_cols, src);
+    let bias: Option<Vec<f32>> = case
+        .bias
+        .then(|| (0..width).map(|_| random.signed()).collect());
+    let matrix = Matrix {
+        team_size: case.team_size,
+        ..weights.shard.matrix()
+    };
+    let strides = [n_cols, width].map(row_stride);
+    let n_pairs = matvec::n_pairs(case.team_size, src);
+    let mut params = matvec_heads::Params::new(matrix, strides, n_pairs, width);
+    (params.eps, params.writes_norm) = (EPS, 1);
+    params.has_bias = u32::from(case.bias);
+    params.has_cache = u32::from(case.cache.is_some());
+    let table = case.rope.map(|(pairing, n_dims)| RopeTable {
+        pairing,
+        inverse_frequency: (0..n_dims / 2).map(|i| 0.7_f64.powi(i as i32)).collect(),
+        magnitude: 1.1,
+    });
+    let mut table_rows = vec![[0.0_f32; 2]];
+    if let Some(table) = &table {
+        params = params.with_rope(&rope::Params::new(width, head_dim, table));
+        table_rows = (0..CAPACITY)
+            .flat_map(|position| table.row(position))
+            .collect();
+    }
+    let kv = case.cache.unwrap_or(KvType::F32);
+    let variant = Variant {
+        weight: ty,
+        src,
+        kv,
+        subgroups: false,
+        tile: None,
+        heads: None,
+        is_wide: false,
+        attention_tile: None,
+        constants: None,
+    };
+    let kernel = match mistake {
+        Some((from, to)) => &altered(&matvec_heads::KERNEL, &variant, from, to),
+        None => &matvec_heads::KERNEL,
+    };
+    let buffers = run(
+        context,
+        kernel,
+        &variant,
+        bytemuck::bytes_of(&params),
+        matvec_heads::grid(&params, N_ROWS),
+        &activations,
+        vec![
+            bytemuck::cast_slice(&weights.words),
+            &activations.bytes,
+            bytemuck::cast_slice(bias.as_deref().unwrap_or(&[0.0])),
+            bytemuck::cast_slice(&table_rows),
+            &unwritten(N_ROWS, width),
+            &unwritten(N_ROWS, width),
+            &unwritten_words(CAPACITY * width * kv.bytes() / 4),
+        ],
+    );
+
+    let normed = (src == Src::Norm).then(|| &buffers[8][..]);
+    let src = activations.seen(src, normed)?;
+    let (want, bounds) = weights.product(&src, bias.as_deref());
+    let product = unpadded(&buffers[4], width);
+    judge("product", &product, &want, |i| bounds[i])?;
+    // What follows is judged by what the kernel made of the step before.
+    let result = match &table {
+        Some(table) => {
+            let mut want = product.clone();
+            rope::twin(table, POSITION, width, head_dim, &product, &mut want);
+            let largest = product.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+            let turned = unpadded(&buffers[5], width);
+            judge("rope", &turned, &want, |_| 4e-7 * f64::from(largest))?;
+            turned
+        }
+        None if buffers[5] != unwritten(N_ROWS, width) => {
+            return Err("rows that do not turn were written".to_owned());
+        }
+        None => product,
+    };
+    let mut cache = unwritten_words(CAPACITY * width * kv.bytes() / 4);
+    if case.cache.is_some() {
+        let mut rounded = vec![0.0; result.len()];
+        store_kv::twin(kv, &result, &mut rounded);
+        let row_bytes = width * kv.bytes();
+        let stored = super::attention::encode_cache(kv, &rounded);
+        cache[POSITION * row_bytes..][..stored.len()].copy_from_slice(&stored);
+    }
+    match buffers[6] == cache {
+        true => Ok(()),
+        false => Err("the cache has other rows".to_owned()),
+    }
+}
+
+const HEADS: Heads = Heads {
+    ty: WeightType::Q4_K,
+    src: Src::Norm,
+    n_cols: 256,
+    n_head: 3,
+    head_dim: 20,
+    rope: Some((RopePairing::Halves, 12)),
+    cache: Some(KvType::F16),
+    bias: true,
+    team_size: 8,
+};
+
+#[test]
+fn matvec_heads_matches_the_twins_of_its_steps() {
+    let Some(context) = gpu() else { return };
+    let ropes = [
+        None,
+        Some((RopePairing::Halves, 20)),
+        Some((RopePairing::Adjacent, 20)),
+        Some((RopePairing::Halves, 12)),
+        Some((RopePairing::Adjacent, 8)),
+    ];
+    let shapes = [
+        (64, 9, 64, 8),
+        (576, 3, 4, 16),
+        (32, 1, 128, 64),
+        (96, 2, 80, 32),
+    ];
+    for src in SOURCES {
+        for cache in [None, Some(KvType::F32), Some(KvType::F16)] {
+            for (index, rope) in ropes.into_iter().enumerate() {
+                let case = Heads {
+                    rope,
+                    cache,
+                    src,
+                    bias: index % 2 == 0,
+                    ..HEADS
+                };
+                run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            }
+            for (n_cols, n_head, head_dim, team_size) in shapes {
+                let case = Heads {
+                    ty: WeightType::Q4_1,
+                    src,
+                    n_cols,
+                    n_head,
+                    head_dim,
+                    rope: Some((RopePairing::Halves, head_dim)),
+                    cache,
+                    bias: false,
+                    team_size,
+                };
+                run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            }
+        }
+    }
+    let float = Heads {
+        ty: WeightType::BF16,
+        src: Src::F32,
+        n_cols: 33,
+        ..HEADS
+    };
+    run_heads(context, &float, None).unwrap();
+}
+
+#[test]
+fn mistakes_in_matvec_heads_are_found() {
+    let Some(context) = gpu() else { return };
+    for (from, to) in [
+        ("mean + p.eps", "mean"),
+        (
+            "select(vec4(0.0), squares, quads < vec4(n_quads))",
+            "squares",
+        ),
+        ("unit_inverses[quad / 8u]", "unit_inverses[0u]"),
+        (
+            "row_quants[quad / 4u][quad & 3u]",
+            "row_quants[quad / 4u][0u]",
+        ),
+        ("p.writes_norm == 1u && first_pair == 0u", "false"),
+        ("addend = bias[column]", "addend = bias[lane]"),
+        ("position * (p.n_dims / 2u)", "row * (p.n_dims / 2u)"),
+        ("select(-other, other, is_second)", "other"),
+        ("2u * index < p.n_dims", "2u * index <= p.n_dims"),
+        ("values[lane ^ 1u]", "values[lane]"),
+        ("select(1u, 2u, is_halves)", "1u"),
+        ("let is_halves = place.turns && ", "let is_halves = "),
+        (
+            "(position * p.matrix.n_rows + column)",
+            "(row * p.matrix.n_rows + column)",
+        ),
+        (
+            "    values[lane] = value;\n    workgroupBarrier();\n    if has_output && column",
+            "    if has_output && column",
+        ),
+        (
+            "lane < 2u * p.n_pairs && 2u * pair < p.matrix.n_rows",
+            "lane < p.n_pairs && 2u * pair < p.matrix.n_rows",
+        ),
+    ] {
+        let found = run_heads(context, &HEADS, Some((from, to))).is_err();
+        assert!(found, "`{to}` for `{from}` was not noticed");
+    }
+    // Where an invocation has four quads, the last of them behind the row.
+    let wide = Heads {
+        n_cols: 1792,
+        ..HEADS
+    };
+    for (from, to) in [
+        ("let y3 = x3 * scale * w3", "let y3 = x3 * scale * w2"),
+        (
+            "put_quants(y2, quads.z, n_quads)",
+            "put_quants(y2, quads.w, n_quads)",
+        ),
+    ] {
+        let found = run_heads(context, &wide, Some((from, to))).is_err();
+        assert!(found, "`{to}` for `{from}` was not noticed");
+    }
+}
+
+/// Both products of a gated block.
+#[derive(Clone, Copy, Debug)]
+struct Gated {
+    ty: WeightType,
+    src: Src,
+    n_out: usize,
+    n_cols: usize,
+    activation: Activation,
+    has_int8: bool,
+    team_size: u32,
+    is_wide: bool,
+}
+
+const GATED: Gated = Gated {
+    ty: WeightType::Q4_K,
+    src: Src::Norm,
+    n_out: 70,
+    n_cols: 512,
+    activation: Activation::Silu,
+    has_int8: true,
+    team_size: 32,
+    is_wide: true,
+};
+
+fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> Result<(), String> {
+    let Gated {
+        ty,
+        src,
+        n_out,
+        n_cols,
+        activation,
+        ..
+    } = *case;
+    let mut random = Random::new(n_out as u64);
+    let [gate, up] = [0, 1].map(|_| Weights::new(&mut random, ty, n_out, n_cols));
+    let activations = Activations::new(&mut random, n_cols, src);
+    // As in a buffer that both share: the second begins at a multiple of 256 bytes.
+    let mut words = gate.words.clone();
+    words.resize(words.len().next_multiple_of(64), 0);
+    let up_start = words.len() as u32;
+    words.extend_from_slice(&up.words);
+    let matrix = Matrix {
+        team_size: case.team_size,
+        ..gate.shard.matrix()
+    };
+    let up_matrix = Matrix {
+        planes: matrix.planes.map(|plane| plane + up_start),
+        ..matrix
+    };
+    let strides = [n_cols, n_out].map(row_stride);
+    let params = matvec_gated::Params {
+        eps: EPS,
+        writes_norm: 1,
+        has_int8: u32::from(case.has_int8),
+        ..matvec_gated::Params::new(matrix, up_matrix, strides, activation)
+    };
+    let variant = Variant {
+        weight: ty,
+        src,
+        kv: KvType::F32,
+        subgroups: false,
+        tile: None,
+        heads: None,
+        is_wide: case.is_wide,
+        attention_tile: None,
+        constants: None,
+    };
+    let kernel = match mistake {
+        Some((from, to)) => &altered(&matvec_gated::KERNEL, &variant, from, to),
+        None => &matvec_gated::KERNEL,
+    };
+    // A row more than the batch has.
+    let nothing = unwritten(N_ROWS + 1, n_out);
+    let no_int8 = unwritten_words((N_ROWS + 1) * quantize::row_words(n_out));
+    let buffers = run(
+        context,
+        kernel,
+        &variant,
+        bytemuck::bytes_of(&params),
+        matvec_gated::grid(&params, N_ROWS),
+        &activations,
+        vec![
+            bytemuck::cast_slice(&words),
+            &activations.bytes,
+            &nothing,
+            &nothing,
+            &nothing,
+            &no_int8,
+        ],
+    );
+    let rows = |i: usize| buffers[i].split_at(buffers[i].len() / (N_ROWS + 1) * N_ROWS);
+    if (2..6).any(|i| !nothing.starts_with(rows(i).1) && !no_int8.starts_with(rows(i).1)) {
+        return Err("a row behind the last was written".to_owned());
+    }
+    let normed = (src == Src::Norm).then(|| &buffers[7][..]);
+    let src = activations.seen(src, normed)?;
+    let [got_gate, got_up, got] = [2, 3, 4].map(|i| unpadded(rows(i).0, n_out));
+    for (name, weights, got) in [("gate", &gate, &got_gate), ("up", &up, &got_up)] {
+        let (want, bounds) = weights.product(&src, None);
+        judge(name, got, &want, |i| bounds[i])?;
+    }
+    let mut want = vec![0.0; got.len()];
+    gated_activation::twin(activation, &got_gate, &got_up, &mut want);
+    let bound = |i: usize| 1e-6 * f64::from((got_gate[i] * got_up[i]).abs());
+    judge("gated", &got, &want, bound)?;
+    match case.has_int8 {
+        true => judge_int8(rows(5).0, &got, n_out),
+        false if buffers[5] != no_int8 => Err("int8 was written".to_owned()),
+        false => Ok(()),
+    }
+}
+
+#[test]
+fn matvec_gated_matches_the_twins_of_its_steps() {
+    let Some(context) = gpu() else { return };
+    let shapes = [(1, 32), (31, 64), (33, 576), (128, 96), (1536, 64)];
+    for src in SOURCES {
+        for (index, (n_out, n_cols)) in shapes.into_iter().enumerate() {
+            for team_size in [8, 16, 32, 64] {
+                let case = Gated {
+                    ty: WeightType::Q5_0,
+                    src,
+                    n_out,
+                    n_cols,
+                    activation: [Activation::Silu, Activation::GeluTanh][index % 2],
+                    has_int8: index != 2,
+                    team_size,
+                    is_wide: index % 2 == 1,
+                };
+                run_gated(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            }
+        }
+        run_gated(context, &Gated { src, ..GATED }, None).unwrap();
+    }
+    let float = Gated {
+        ty: WeightType::F16,
+        src: Src::F32,
+        n_cols: 33,
+        ..GATED
+    };
+    run_gated(context, &float, None).unwrap();
+}
+
+#[test]
+fn mistakes_in_matvec_gated_are_found() {
+    let Some(context) = gpu() else { return };
+    for (from, to) in [
+        (
+            "pair += n_teams * TEAM_PAIRS",
+            "pair += 2u * n_teams * TEAM_PAIRS",
+        ),
+        ("p.up_planes, vec2(units)", "p.matrix.planes, vec2(units)"),
+        ("x * sigmoid(x);\n    }", "sigmoid(x);\n    }"),
+        (
+            "let of_up = products[2u * lane + 1u]",
+            "let of_up = products[2u * lane]",
+        ),
+        (
+            "first + lane < p.matrix.n_rows",
+            "first + lane + 1u < p.matrix.n_rows",
+        ),
+        ("var result = 0.0;", "var result = 1.0;"),
+        ("first_column / 4u + quad", "quad"),
+        ("lane < N_OUTPUTS / 4u, lane", "lane < N_OUTPUTS / 8u, lane"),
+    ] {
+        let found = run_gated(context, &GATED, Some((from, to))).is_err();
+        assert!(found, "`{to}` for `{from}` was not noticed");
+    }
+}
