@@ -9,6 +9,7 @@ pub(crate) mod attention;
 pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
+mod constants;
 pub(crate) mod embed;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
@@ -28,6 +29,8 @@ pub(crate) mod store_kv;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use constants::Constants;
 
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
@@ -104,11 +107,11 @@ pub(crate) struct Uses {
     pub(crate) quantize: bool,
     /// Rounding to 16-bit floats (`common/f16_rows.wgsl`).
     pub(crate) f16_rows: bool,
+    /// Cooperative matrices and the cache as their factors ([`attention_coop::Tile::source`]).
+    pub(crate) attention_tile: bool,
     /// Nothing: the text has all of them in it.
     #[cfg(test)]
     pub(crate) is_whole: bool,
-    /// Cooperative matrices and the cache as their factors ([`attention_coop::Tile::source`]).
-    pub(crate) attention_tile: bool,
 }
 
 impl Uses {
@@ -125,9 +128,9 @@ impl Uses {
         activation: false,
         quantize: false,
         f16_rows: false,
+        attention_tile: false,
         #[cfg(test)]
         is_whole: false,
-        attention_tile: false,
     };
 }
 
@@ -165,52 +168,19 @@ pub(crate) struct Variant {
     pub(crate) constants: Option<Constants>,
 }
 
-/// The words of a kernel's parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Constants {
-    words: [u32; Constants::MOST],
-}
-
-impl Constants {
-    const MOST: usize = 24;
-
-    /// Of the parameters' bytes; `None` where they are too many.
-    pub(crate) fn new(params: &[u8]) -> Option<Constants> {
-        let given: Vec<u32> = bytemuck::pod_collect_to_vec(params);
-        let mut words = [0; Constants::MOST];
-        words.get_mut(..given.len())?.copy_from_slice(&given);
-        Some(Constants { words })
-    }
-
-    /// `wgsl` with its uniform `p` as a constant.
-    fn put_into(&self, wgsl: &str) -> String {
-        const UNIFORM: &str = "@group(0) @binding(1) var<uniform> p: Params;";
-        let (_, members) = wgsl.split_once("struct Params {").unwrap_or_default();
-        let (members, _) = members.split_once('}').unwrap_or_default();
-        let mut words = self.words.iter();
-        let mut next = || words.next().copied().unwrap_or_default();
-        let mut values = Vec::new();
-        for member in members.lines() {
-            let Some((_, ty)) = member.split_once(": ") else {
-                continue;
-            };
-            let ty = ty.split(',').next().unwrap_or_default();
-            values.push(match ty {
-                "f32" => format!("{:e}f", f32::from_bits(next())),
-                "vec2<u32>" => format!("vec2({}u, {}u)", next(), next()),
-                "vec4<u32>" => format!("vec4({}u, {}u, {}u, {}u)", next(), next(), next(), next()),
-                "Matrix" => {
-                    let [n_rows, first_row, units, team] = [next(), next(), next(), next()];
-                    let planes = [next(), next(), next(), next()].map(|plane| format!("{plane}u"));
-                    let planes = planes.join(", ");
-                    format!("Matrix({n_rows}u, {first_row}u, {units}u, {team}u, vec4({planes}))")
-                }
-                _ => format!("{}u", next()),
-            });
-        }
-        let constant = format!("const p = Params({});", values.join(", "));
-        wgsl.replace(UNIFORM, &constant)
-    }
+impl Variant {
+    /// That of a kernel which uses none of this.
+    pub(crate) const PLAIN: Variant = Variant {
+        weight: WeightType::F32,
+        src: Src::F32,
+        kv: KvType::F32,
+        subgroups: false,
+        tile: None,
+        heads: None,
+        attention_tile: None,
+        is_wide: false,
+        constants: None,
+    };
 }
 
 /// Every kernel of the crate.

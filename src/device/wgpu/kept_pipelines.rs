@@ -82,26 +82,14 @@ mod tests {
     use crate::device::GpuChoice;
     use crate::device::wgpu::context::{Context, GpuFeatures};
     use crate::device::wgpu::testing::gpu;
-    use crate::gguf::WeightType;
-    use crate::kernels::{Src, Variant, add};
-    use crate::kv_cache::KvType;
+    use crate::kernels::{Variant, add};
     use std::fs;
 
     #[test]
     fn pipelines_are_kept_and_damaged_files_replaced() {
         let Some(_) = gpu() else { return };
         let folder = std::env::temp_dir().join(format!("trueshot-kept-{}", std::process::id()));
-        let variant = Variant {
-            weight: WeightType::F32,
-            src: Src::F32,
-            kv: KvType::F32,
-            subgroups: false,
-            tile: None,
-            heads: None,
-            attention_tile: None,
-            is_wide: false,
-            constants: None,
-        };
+        let variant = Variant::PLAIN;
         let compile = || {
             let mut context = Context::new(&GpuChoice::Best, GpuFeatures::default()).unwrap();
             context.keep_pipelines(&folder).unwrap();

@@ -250,17 +250,7 @@ mod tests {
     use crate::error::Error;
     use crate::kernels::{Uses, add, rms_norm};
 
-    const ANY_VARIANT: Variant = Variant {
-        weight: WeightType::F32,
-        src: Src::F32,
-        kv: KvType::F32,
-        subgroups: false,
-        tile: None,
-        heads: None,
-        is_wide: false,
-        constants: None,
-        attention_tile: None,
-    };
+    const ANY_VARIANT: Variant = Variant::PLAIN;
 
     const BROKEN: Kernel = Kernel {
         name: "broken",

@@ -4,7 +4,7 @@ use super::context::Context;
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
-use crate::kernels::{Src, Variant, attention_coop};
+use crate::kernels::{Variant, attention_coop};
 use crate::kv_cache::KvType;
 use std::ops::RangeInclusive;
 
@@ -92,15 +92,9 @@ impl Choice {
     /// The variant of a kernel that reads no matrix; the weight type is not looked at.
     pub(super) fn plain(&self) -> Variant {
         Variant {
-            weight: WeightType::F32,
-            src: Src::F32,
             kv: self.kv,
             subgroups: self.subgroups,
-            tile: None,
-            heads: None,
-            is_wide: false,
-            constants: None,
-            attention_tile: None,
+            ..Variant::PLAIN
         }
     }
 

@@ -125,9 +125,7 @@ mod tests {
     use super::*;
     use crate::device::wgpu::select::Rows;
     use crate::device::wgpu::testing::gpu;
-    use crate::gguf::WeightType;
-    use crate::kernels::{BatchParams, Src, Variant, add};
-    use crate::kv_cache::KvType;
+    use crate::kernels::{BatchParams, Variant, add};
     use crate::plan::Extent;
     use wgpu::BufferUsages as Usage;
 
@@ -142,17 +140,7 @@ mod tests {
 
     /// A sum of `width` elements, as a dispatch.
     fn dispatch(context: &Context, width: usize) -> Dispatch {
-        let variant = Variant {
-            weight: WeightType::F32,
-            src: Src::F32,
-            kv: KvType::F32,
-            subgroups: false,
-            tile: None,
-            heads: None,
-            attention_tile: None,
-            is_wide: false,
-            constants: None,
-        };
+        let variant = Variant::PLAIN;
         let params = add::Params::new(width);
         let batch = BatchParams {
             n_rows: 1,

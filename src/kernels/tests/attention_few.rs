@@ -6,7 +6,6 @@ use super::{
     Random, Values, first_difference, gpu, padded, run_kernel, unpadded, unwritten, unwritten_words,
 };
 use crate::device::wgpu::context::Context;
-use crate::gguf::WeightType;
 use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::{self, Heads, Params, fits, partials_len, writes_int8};
 use crate::kernels::quantize::{UNIT, quantize_unit};
@@ -36,15 +35,9 @@ fn run(
 ) -> Outputs {
     let width = shape.n_head * shape.head_dim;
     let variant = |heads| Variant {
-        weight: WeightType::F32,
-        src: crate::kernels::Src::F32,
         kv,
-        subgroups: false,
-        tile: None,
         heads: Some(heads),
-        attention_tile: None,
-        is_wide: false,
-        constants: None,
+        ..Variant::PLAIN
     };
     let batch = BatchParams {
         n_rows: n_rows as u32,

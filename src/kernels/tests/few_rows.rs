@@ -234,12 +234,7 @@ fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> 
         weight: ty,
         src,
         kv,
-        subgroups: false,
-        tile: None,
-        heads: None,
-        is_wide: false,
-        attention_tile: None,
-        constants: None,
+        ..Variant::PLAIN
     };
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_heads::KERNEL, &variant, from, to),
@@ -476,13 +471,8 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
     let variant = Variant {
         weight: ty,
         src,
-        kv: KvType::F32,
-        subgroups: false,
-        tile: None,
-        heads: None,
         is_wide: case.is_wide,
-        attention_tile: None,
-        constants: None,
+        ..Variant::PLAIN
     };
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_gated::KERNEL, &variant, from, to),

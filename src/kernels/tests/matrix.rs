@@ -1,10 +1,11 @@
 //! The kernels that read weight matrices, on a GPU, against their twins.
 
 mod inputs;
+mod mistakes;
 
 use self::inputs::{Case, Class, EMBED_BOUND, Inputs, PRODUCT_BOUND, SCALE, Values, cases};
 use super::{
-    SENTINEL, altered, assert_close, gpu, int8_rows, padded, run_kernel, unwritten, unwritten_words,
+    SENTINEL, assert_close, gpu, int8_rows, padded, run_kernel, unwritten, unwritten_words,
 };
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
@@ -13,7 +14,6 @@ use crate::kernels::repack::Matrix;
 use crate::kernels::{
     self, BatchParams, Kernel, Variant, embed, f16_rows, matmul, matmul_coop, matvec, row_stride,
 };
-use crate::kv_cache::KvType;
 use half::f16;
 
 /// A kernel that computes a product.
@@ -222,14 +222,7 @@ fn cooperative(context: &Context) -> Vec<Product> {
 fn variant(inputs: &Inputs) -> Variant {
     Variant {
         weight: inputs.case.ty,
-        src: kernels::Src::F32,
-        kv: KvType::F32,
-        subgroups: false,
-        tile: None,
-        heads: None,
-        attention_tile: None,
-        is_wide: false,
-        constants: None,
+        ..Variant::PLAIN
     }
 }
 
@@ -509,144 +502,5 @@ fn products_of_few_rows_agree_with_their_twin_for_every_team_size() {
                 panic!("{}, teams of {team_size}: {message}", product.kernel.name);
             }
         }
-    }
-}
-
-#[test]
-fn mistakes_in_the_kernels_are_found() {
-    let Some(context) = gpu() else { return };
-    let case = Case {
-        seed: 1,
-        ty: WeightType::Q4_K,
-        n_out: 67,
-        n_cols: 256,
-        n_rows: 65,
-        n_shards: 1,
-        bias: true,
-        residual: true,
-        values: Values::Usual,
-    };
-    let inputs = Inputs::new(case);
-    let cooperative = cooperative(context);
-    let few_mistakes = [
-        (
-            "&& output < p.matrix.n_rows",
-            "&& output + 1u < p.matrix.n_rows",
-        ),
-        ("bias[column]", "bias[0u]"),
-        ("= residual[row", "= residual[0u"),
-        (
-            "2u * p.n_pairs && output < p.matrix.n_rows",
-            "2u * p.n_pairs",
-        ),
-        ("member * stride + 2u * pair", "member * stride + pair"),
-        (
-            "i = lane; i < team_size",
-            "i = lane + stride; i < team_size",
-        ),
-        ("2u * pair + vec2(0u, 1u)", "2u * pair + vec2(0u, 0u)"),
-    ];
-    let few_mistakes = few_mistakes.into_iter();
-    let mut mistakes: Vec<_> = few_mistakes
-        .flat_map(|(from, to)| [(&MATVEC, from, to), (&MATVEC_INT8, from, to)])
-        .collect();
-    mistakes.extend([
-        (
-            &MATVEC,
-            "decode8(weight3, quarter)",
-            "decode8(weight3, 3u - quarter)",
-        ),
-        (&MATVEC_INT8, "of_src.high.zw", "of_src.high.xy"),
-        (
-            &MATVEC_INT8,
-            "of_src.scales.y * weight.offset",
-            "weight.offset",
-        ),
-        (&MATVEC_INT8, "select(0.0, 1.0,", "select(1.0, 1.0,"),
-        (
-            &MATVEC_INT8,
-            "dot_unit(weight1, src0)",
-            "dot_unit(weight0, src0)",
-        ),
-        (
-            &MATVEC_INT8,
-            "select(scales.xy, scales.zw",
-            "select(scales.zw, scales.xy",
-        ),
-        (
-            &MATMUL,
-            "output < p.matrix.n_rows",
-            "output + 1u < p.matrix.n_rows",
-        ),
-        (&MATMUL, "    if row >= n_rows {", "    if row > n_rows {"),
-        (&MATMUL, "unit < n_units", "unit + 1u < n_units"),
-        (&MATMUL, "weight2, src3)", "weight2, src2)"),
-        (&MATMUL, "= residual[row", "= residual[0u"),
-    ]);
-    for product in &cooperative {
-        mistakes.extend([
-            (
-                product,
-                "output < p.matrix.n_rows",
-                "output + 1u < p.matrix.n_rows",
-            ),
-            (
-                product,
-                "output < p.matrix.n_rows",
-                "output <= p.matrix.n_rows",
-            ),
-            (product, "row < place.n_rows", "row <= place.n_rows"),
-            (product, "row < place.n_rows", "row + 1u < place.n_rows"),
-            (
-                product,
-                "; unit < n_units;",
-                "; unit + TILE_UNITS < n_units;",
-            ),
-            (product, " * scales[row]", ""),
-            (product, "= bias[column]", "= bias[output + 1u]"),
-            (product, "= residual[row", "= residual[0u"),
-            (product, "product[at] = value;", ""),
-            (
-                product,
-                "halves(eight.z), halves(eight.w)",
-                "halves(eight.w), halves(eight.z)",
-            ),
-            (
-                product,
-                "vectors.row1 = src[at.y",
-                "vectors.row1 = src[at.x",
-            ),
-            (product, "unit += TILE_UNITS", "unit += TILE_UNITS + 1u"),
-            (product, "min(next + weight_unit,", "min(weight_unit,"),
-            (
-                product,
-                "decode8_f16(header, 3u)",
-                "decode8_f16(header, 2u)",
-            ),
-        ]);
-    }
-    for (product, from, to) in mistakes {
-        let kernel = altered(&product.kernel, &product.variant(&inputs), from, to);
-        let mistaken = Product { kernel, ..*product };
-        let dst = run_product(context, &inputs, &mistaken);
-        assert!(
-            product.judge(&inputs, &dst).is_err(),
-            "`{to}` for `{from}` was not noticed"
-        );
-    }
-    for (from, to) in [
-        ("decode8(header, eight % 4u)", "decode8(header, 0u)"),
-        ("dst[at + 1u] = weight.high * p.scale;", ""),
-        ("row >= batch.n_rows", "row + 1u >= batch.n_rows"),
-    ] {
-        let dst = run_embed(
-            context,
-            &inputs,
-            &altered(&embed::KERNEL, &variant(&inputs), from, to),
-        );
-        assert!(
-            inputs.judge_embed(&dst).is_err(),
-            "`{to}` for `{from}` was not noticed"
-        );
     }
 }

@@ -78,17 +78,7 @@ impl Values {
 
 /// Every variant that a kernel's text distinguishes, on a device with subgroups or without.
 pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
-    let any = Variant {
-        weight: WeightType::F32,
-        src: Src::F32,
-        kv: KvType::F32,
-        subgroups: false,
-        tile: None,
-        heads: None,
-        is_wide: false,
-        constants: None,
-        attention_tile: None,
-    };
+    let any = Variant::PLAIN;
     let mut variants = vec![any];
     if kernel.uses.weight {
         let of_type = |weight| Variant { weight, ..any };

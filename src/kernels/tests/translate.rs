@@ -3,9 +3,9 @@
 use super::variants;
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
-    ALL, Access, BatchParams, Kernel, Variant, add, attention, attention_coop, attention_few,
-    embed, f16_rows, gated_activation, logit_maxima, matmul, matmul_coop, matvec, matvec_gated,
-    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, store_kv,
+    ALL, Access, BatchParams, Constants, Kernel, Variant, add, attention, attention_coop,
+    attention_few, embed, f16_rows, gated_activation, logit_maxima, matmul, matmul_coop, matvec,
+    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -464,6 +464,30 @@ fn every_variant_of_every_kernel_translates_and_matches_its_declaration() {
         for variant in variants(kernel, true) {
             let source = kernel.source(&variant);
             if let Err(error) = check(kernel, &variant, &source, &params_members(kernel)) {
+                panic!("`{}` {variant:?}: {error}", kernel.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_as_constants_translate() {
+    for kernel in ALL {
+        let is_of_few =
+            kernel.uses.matvec || kernel.uses.heads || kernel.name == rms_norm::KERNEL.name;
+        let words = vec![16_u32; kernel.params_bytes / 4];
+        for variant in variants(kernel, true).into_iter().filter(|_| is_of_few) {
+            let variant = Variant {
+                constants: Constants::new(bytemuck::cast_slice(&words)),
+                ..variant
+            };
+            let source = kernel.source(&variant);
+            assert!(!source.contains("var<uniform> p"), "`{}`", kernel.name);
+            let translated = parse(kernel, &variant, &source).and_then(|(module, info)| {
+                to_spirv(&module, &info)?;
+                to_msl(&module, &info)
+            });
+            if let Err(error) = translated {
                 panic!("`{}` {variant:?}: {error}", kernel.name);
             }
         }

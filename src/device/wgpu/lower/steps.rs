@@ -158,14 +158,14 @@ impl<'a> Lowering<'a> {
         );
         let many = self.choice.attention_tile(shape.head_dim).map(|tile| {
             let kernel = &attention_coop::KERNEL;
-            let draft = self.plain(step, dst, kernel, params, storage, attention::grid);
+            let grid = move |params: &_, n_rows| attention_coop::grid(tile, params, n_rows);
+            let draft = self.plain(step, dst, kernel, params, storage, grid);
             Draft {
                 rows: Rows::MANY,
                 variant: Variant {
                     attention_tile: Some(tile),
                     ..draft.variant
                 },
-                grid: Box::new(move |n_rows| attention_coop::grid(tile, &params, n_rows)),
                 ..draft
             }
         });
@@ -200,14 +200,14 @@ impl<'a> Lowering<'a> {
                 whole(partials),
             ];
             let kernel = &attention_few::KERNEL;
-            let draft = self.plain(step, dst, kernel, params, storage, |_, _| [0; 3]);
+            let grid = move |params: &_, n_rows| attention_few::grid(params, heads, n_rows);
+            let draft = self.plain(step, dst, kernel, params, storage, grid);
             let draft = Draft {
                 visible,
                 variant: Variant {
                     heads: Some(heads),
                     ..draft.variant
                 },
-                grid: Box::new(move |n_rows| attention_few::grid(&params, heads, n_rows)),
                 ..draft
             };
             draft.for_few(self.choice)
@@ -263,7 +263,7 @@ impl<'a> Lowering<'a> {
         kernel: &'static Kernel,
         params: P,
         storage: Vec<wgpu::BufferBinding<'a>>,
-        grid: fn(&P, usize) -> [u32; 3],
+        grid: impl Fn(&P, usize) -> [u32; 3] + Send + 'static,
     ) -> Draft<'a> {
         Draft {
             step,
@@ -508,15 +508,14 @@ impl<'a> Lowering<'a> {
                 let tiles = self.choice.tiles(shard.shard.ty, shard.shard.n_rows);
                 drafts.extend(tiles.into_iter().map(|(rows, tile)| {
                     let kernel = &matmul_coop::KERNEL;
-                    let draft =
-                        self.plain(step, dst, kernel, params, storage.clone(), matmul::grid);
+                    let grid = move |params: &_, n_rows| matmul_coop::grid(tile, params, n_rows);
+                    let draft = self.plain(step, dst, kernel, params, storage.clone(), grid);
                     Draft {
                         rows,
                         variant: Variant {
                             tile: Some(tile),
                             ..draft.variant
                         },
-                        grid: Box::new(move |n_rows| matmul_coop::grid(tile, &params, n_rows)),
                         ..draft
                     }
                 }));
