@@ -1,20 +1,22 @@
-//! Check the device's answers step by step: `cargo run --release --example verify -- --device gpu`.
+//! Is it right, on this device, with this file: `cargo run --release --example verify -- --device gpu`.
 
 mod support;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use support::{Result, options};
-use trueshot::VerifyOptions;
+use trueshot::{VerifyLevel, VerifyOptions};
 
 const ABOUT: &str = "\
-verify: run a short prompt on the device and on the reference, and compare every step
+verify: is the engine right, on this device, with this file?
 
 usage: cargo run --release --example verify -- [OPTIONS]
 
-Exits with 1 where a step differs beyond its bound, and names it.
+Exits with 1 where a check finds something wrong, and names the place.
 
+  --quick            some layers and few inputs: seconds
   --decode-tokens N  tokens that run one by one behind the prompt
+  --json             the report as JSON
 ";
 
 fn main() -> ExitCode {
@@ -23,18 +25,24 @@ fn main() -> ExitCode {
 
 fn verify() -> Result {
     let mut verify = VerifyOptions::default();
+    let mut json = false;
     let options = options::Options::parse(ABOUT, |name, parser| {
-        if name != "decode-tokens" {
-            return Ok(false);
+        match name {
+            "quick" => verify.level = VerifyLevel::Quick,
+            "json" => json = true,
+            "decode-tokens" => verify.decode_tokens = options::value(name, parser)?,
+            _ => return Ok(false),
         }
-        verify.decode_tokens = options::value(name, parser)?;
         Ok(true)
     })?;
     if let Some(prompt) = &options.prompt {
         verify.prompt.clone_from(prompt);
     }
     let report = options.load()?.verify(&verify)?;
-    writeln!(io::stdout(), "{report}")?;
+    match json {
+        true => writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?,
+        false => writeln!(io::stdout(), "{report}")?,
+    }
     if report.passed() {
         Ok(())
     } else {

@@ -5,8 +5,8 @@ use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{Activations, Backend, Device, DeviceInfo, Executor};
-use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
+use crate::device::{Activations, Backend, Device, DeviceInfo, Executor, Rounding};
+use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport, bisect_engine, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
@@ -169,40 +169,41 @@ impl Engine {
         self.inner.model.weights.stored_bytes()
     }
 
-    /// Runs a short real prompt on the engine's device and checks each step against the reference.
+    /// Answers whether the engine is right, here, on this device, with this file: see [`Checked`] for what is
+    /// looked at.
     ///
-    /// A step that differs is in the report, not an error.
+    /// What is wrong is in the report, not an error.
     ///
     /// # Errors
     /// Those of the device and the tokenizer.
+    ///
+    /// [`Checked`]: crate::Checked
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
-        let prompt = self.inner.tokenizer.encode(&options.prompt, true, false)?;
-        let plan = &self.inner.plan;
-        let n_prompt = options.prompt_tokens.clamp(1, plan.max_rows);
-        let tokens: Vec<u32> = prompt.iter().copied().cycle().take(n_prompt).collect();
-        if tokens.is_empty() {
-            let message = "no tokens, expected at least one".to_owned();
-            return Err(Error::InvalidArgument {
-                name: "prompt",
-                message,
-            });
-        }
-        let kv = KvLayout {
-            capacity: tokens.len().saturating_add(options.decode_tokens),
-            ..self.inner.kv.clone()
-        };
-        self.inner.kv.check_room(0, kv.capacity)?;
-        let mut executor = self.inner.backend.executor(plan, &kv)?;
-        let weights = &self.inner.model.weights;
-        verify(
-            weights,
-            plan,
-            &kv,
-            self.inner.backend.rounding(),
-            executor.as_mut(),
-            &tokens,
-            options.decode_tokens,
-        )
+        verify(self, options)
+    }
+
+    /// Finds the first steps that make the answer to the options' prompt wrong: runs it by the device and the
+    /// reference together, and halves the steps that the device runs. For answers that are wrong although
+    /// [`Engine::verify`] finds each step right, and as a second opinion.
+    ///
+    /// # Errors
+    /// Those of the device and the tokenizer.
+    pub fn bisect(&self, options: &VerifyOptions) -> Result<BisectReport> {
+        bisect_engine(self, options)
+    }
+
+    /// What products with weights round their activations to.
+    pub(crate) fn rounding(&self) -> Rounding {
+        self.inner.backend.rounding()
+    }
+
+    pub(crate) fn plan_shared(&self) -> Arc<Plan> {
+        self.inner.plan.clone()
+    }
+
+    /// Room for one run of the plan, with a cache of another size than a session's.
+    pub(crate) fn executor(&self, kv: &KvLayout) -> Result<Box<dyn Executor>> {
+        self.inner.backend.executor(&self.inner.plan, kv)
     }
 }
 
@@ -217,11 +218,14 @@ pub struct EngineBuilder {
     device: Device,
     gpu_features: GpuFeatures,
     context_length: Option<usize>,
+    n_layer: Option<usize>,
     weights: WeightStorage,
     activations: Activations,
     kv: KvType,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
+    #[cfg(test)]
+    tampering: crate::device::wgpu::tampering::Tampering,
     progress: Box<dyn FnMut(Progress) + Send>,
 }
 
@@ -232,11 +236,14 @@ impl EngineBuilder {
             device: Device::default(),
             gpu_features: GpuFeatures::default(),
             context_length: None,
+            n_layer: None,
             weights: WeightStorage::default(),
             activations: Activations::default(),
             kv: KvType::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
+            #[cfg(test)]
+            tampering: Default::default(),
             progress: Box::new(|_| ()),
         }
     }
@@ -256,6 +263,12 @@ impl EngineBuilder {
     /// Tokens that a session can hold; the model's context, at most 8192 and what fits, without this.
     pub fn context_length(mut self, tokens: usize) -> Self {
         self.context_length = Some(tokens);
+        self
+    }
+
+    /// Only the first `n_layer` layers, and the output behind them: to see where an answer goes wrong.
+    pub fn layers(mut self, n_layer: usize) -> Self {
+        self.n_layer = Some(n_layer);
         self
     }
 
@@ -290,6 +303,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Damages what runs on the GPU.
+    #[cfg(test)]
+    pub(crate) fn tamper(mut self, damage: crate::device::wgpu::tampering::Tampering) -> Self {
+        self.tampering = damage;
+        self.cache_folder = None;
+        self
+    }
+
     /// Called during the load, from its thread.
     pub fn progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
         self.progress = Box::new(progress);
@@ -318,7 +339,10 @@ impl EngineBuilder {
                 )
             },
             || -> Result<_> {
-                let model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+                let mut model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+                if let Some(n_layer) = self.n_layer {
+                    model.keep_layers(n_layer)?;
+                }
                 Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
             },
         );
@@ -342,7 +366,12 @@ impl EngineBuilder {
             })
         };
         let weights = model.weights.clone();
-        let gpu = gpu?;
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
+        let mut gpu = gpu?;
+        #[cfg(test)]
+        if let Some(gpu) = &mut gpu {
+            gpu.tampering = self.tampering;
+        }
         let started = Instant::now();
         let backend: Box<dyn Backend> = match (gpu, self.device) {
             (Some(gpu), _) => Box::new(GpuBackend::new(

@@ -51,7 +51,9 @@ pub use device::wgpu::GpuFeatures;
 pub use device::wgpu::measure;
 pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{
-    Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
+    BisectReport, Check, Checked, Culprit, Divergence, FeatureReport, FeatureTrial, Finding, Input,
+    Outcome, Phase, Problem, Profile, ProfiledDispatch, VerifyLevel, VerifyOptions, VerifyReport,
+    find_feature,
 };
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};

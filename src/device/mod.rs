@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod reference;
+pub(crate) mod stepwise;
 pub(crate) mod wgpu;
 
 use crate::error::{Error, Result};
@@ -9,10 +10,12 @@ use crate::gguf::WeightType;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, Plan, Step};
 use crate::sampler::PlainSampling;
+use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub(crate) use stepwise::Stepwise;
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,7 +124,8 @@ impl FromStr for Activations {
 }
 
 /// What kind of hardware a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
     /// A GPU with its own memory.
     DiscreteGpu,
@@ -136,7 +140,7 @@ pub enum DeviceKind {
 }
 
 /// The device an engine runs on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceInfo {
     /// As the driver says it, e.g. `NVIDIA H200`; for the CPU its instruction sets.
     pub name: String,
@@ -267,7 +271,7 @@ pub(crate) trait Backend: Send + Sync {
 }
 
 /// Runs the plan of one session. Coarse on purpose: called once for each batch.
-pub(crate) trait Executor: Send {
+pub(crate) trait Executor: Stepwise + Send {
     /// Runs a batch: fills the cache at its positions and replaces `logits` by
     /// `[n_outputs, vocab_size] f32`.
     ///

@@ -1,6 +1,7 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
-use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
+use super::stepwise::every_step;
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
@@ -8,6 +9,7 @@ use crate::model::Weights;
 use crate::plan::{Batch, BufferId, Op, Plan};
 use std::borrow::Cow;
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A model's weights for [`ReferenceExecutor`]: rows are decoded from the file when they are used.
@@ -92,7 +94,7 @@ impl ReferenceExecutor {
     }
 
     /// Replaces the values of a buffer.
-    pub(crate) fn set_buffer(&mut self, id: BufferId, values: &[f32]) {
+    pub(crate) fn replace(&mut self, id: BufferId, values: &[f32]) {
         self.buffers[id.0].clear();
         self.buffers[id.0].extend_from_slice(values);
     }
@@ -105,13 +107,23 @@ impl ReferenceExecutor {
         [&cache.keys[rows.clone()], &cache.values[rows]].concat()
     }
 
-    /// Replaces the cache rows of a batch by `rows`, keys and then values.
-    pub(crate) fn set_cached_rows(&mut self, layer: usize, batch: &Batch<'_>, rows: &[f32]) {
-        let width = self.kv.layers[layer].width();
-        let at = batch.position * width;
+    /// Replaces the cache rows from `position` on by `rows`, keys and then values.
+    pub(crate) fn replace_cached(&mut self, layer: usize, position: usize, rows: &[f32]) {
+        let at = position * self.kv.layers[layer].width();
         let (keys, values) = rows.split_at(rows.len() / 2);
         self.caches[layer].keys[at..at + keys.len()].copy_from_slice(keys);
         self.caches[layer].values[at..at + values.len()].copy_from_slice(values);
+    }
+
+    /// Takes over what a step of another device has written.
+    pub(crate) fn follow(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) {
+        match (&seen.step.op, seen.step.op.dst()) {
+            (Op::StoreKv { layer, .. }, _) => {
+                self.replace_cached(*layer, batch.position, seen.values);
+            }
+            (_, Some(dst)) => self.replace(dst, seen.values),
+            (_, None) => {}
+        }
     }
 
     /// Runs one step on the buffers as they are.
@@ -226,14 +238,34 @@ impl Executor for ReferenceExecutor {
         &mut self,
         batch: &Batch<'_>,
         logits: &mut Vec<f32>,
-        mut observer: Option<&mut Observer<'_>>,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<()> {
+        let n_steps = self.plan.steps.len();
+        match observer {
+            Some(observer) => self.run_steps(batch, 0..n_steps, observer)?,
+            None => (0..n_steps).for_each(|index| self.step(index, batch)),
+        }
+        logits.clear();
+        logits.extend_from_slice(self.buffer(self.plan.logits));
+        Ok(())
+    }
+}
+
+impl Stepwise for ReferenceExecutor {
+    fn parts(&self, _: &Batch<'_>) -> Vec<Range<usize>> {
+        every_step(&self.plan)
+    }
+
+    fn run_steps(
+        &mut self,
+        batch: &Batch<'_>,
+        steps: Range<usize>,
+        observer: &mut Observer<'_>,
     ) -> Result<()> {
         let plan = self.plan.clone();
-        for (index, step) in plan.steps.iter().enumerate() {
+        for index in steps {
             self.step(index, batch);
-            let Some(observer) = observer.as_deref_mut() else {
-                continue;
-            };
+            let step = &plan.steps[index];
             let stored;
             let (values, width) = match (&step.op, step.op.dst()) {
                 (Op::StoreKv { layer, .. }, _) => {
@@ -250,8 +282,16 @@ impl Executor for ReferenceExecutor {
                 width,
             })?;
         }
-        logits.clear();
-        logits.extend_from_slice(self.buffer(plan.logits));
+        Ok(())
+    }
+
+    fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()> {
+        self.replace(id, rows);
+        Ok(())
+    }
+
+    fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
+        self.replace_cached(layer, position, rows);
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::architectures::{self, Architecture, Presence};
 use super::spec::{DecoderSpec, LayerSpec};
 use super::weights::{ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::plan::{AttentionParams, BufferId, Plan, PlanBuilder};
 use std::sync::Arc;
@@ -80,6 +80,22 @@ impl DecoderModel {
             output_norm,
             output,
         })
+    }
+
+    /// Leaves out all layers but the first `n_layer`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for more layers than there are, or none.
+    pub(crate) fn keep_layers(&mut self, n_layer: usize) -> Result<()> {
+        if !(1..=self.layers.len()).contains(&n_layer) {
+            return Err(Error::InvalidArgument {
+                name: "layers",
+                message: format!("{n_layer}, expected 1 to {}", self.layers.len()),
+            });
+        }
+        self.layers.truncate(n_layer);
+        self.spec.layers.truncate(n_layer);
+        Ok(())
     }
 }
 

@@ -229,6 +229,21 @@ pub struct Step {
     pub op: Op,
 }
 
+impl Step {
+    /// The layer it belongs to; none for those before and behind all layers.
+    pub fn layer(&self) -> Option<usize> {
+        let (layer, _) = self.name.strip_prefix("blk.")?.split_once('.')?;
+        layer.parse().ok()
+    }
+
+    /// The name without the layer, e.g. `attn_norm`.
+    pub fn name_in_layer(&self) -> &str {
+        let behind = self.name.strip_prefix("blk.");
+        let name = behind.and_then(|behind| behind.split_once('.'));
+        name.map_or(&self.name, |(_, name)| name)
+    }
+}
+
 /// A forward pass: run the steps in order and the last buffer holds the logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {

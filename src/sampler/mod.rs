@@ -24,7 +24,7 @@
 //! calls the platform's mathematics library.
 
 mod options;
-mod random;
+pub(crate) mod random;
 mod stages;
 mod stop;
 

@@ -5,11 +5,13 @@ use super::attention::{Attention, attention};
 use super::cache::LayerCache;
 use super::{elementwise, matmul};
 use crate::device::reference::rounded;
-use crate::device::{Executor, Observation, Observer};
+use crate::device::stepwise::every_step;
+use crate::device::{Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, BufferId, Op, Plan};
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One session on the CPU. Everything but the observed values is allocated when it is made.
@@ -194,16 +196,47 @@ impl Executor for CpuExecutor {
                     .iter()
                     .for_each(|step| self.step(&step.op, batch));
             }),
-            Some(observer) => {
-                shared.pool.install(|| self.prepare(batch));
-                for (index, step) in plan.steps.iter().enumerate() {
-                    shared.pool.install(|| self.step(&step.op, batch));
-                    self.observe(index, batch, observer)?;
-                }
-            }
+            Some(observer) => self.run_steps(batch, 0..plan.steps.len(), observer)?,
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(plan.logits, batch));
+        Ok(())
+    }
+}
+
+impl Stepwise for CpuExecutor {
+    fn parts(&self, _: &Batch<'_>) -> Vec<Range<usize>> {
+        every_step(&self.plan)
+    }
+
+    fn run_steps(
+        &mut self,
+        batch: &Batch<'_>,
+        steps: Range<usize>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        let (shared, plan) = (self.shared.clone(), self.plan.clone());
+        shared.pool.install(|| self.prepare(batch));
+        for index in steps {
+            shared
+                .pool
+                .install(|| self.step(&plan.steps[index].op, batch));
+            self.observe(index, batch, observer)?;
+        }
+        Ok(())
+    }
+
+    fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()> {
+        self.buffers[id.0][..rows.len()].copy_from_slice(rows);
+        Ok(())
+    }
+
+    fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
+        let cache = &mut self.caches[layer];
+        let at = position * cache.shape.width();
+        let (keys, values) = rows.split_at(rows.len() / 2);
+        cache.keys.store(at, keys);
+        cache.values.store(at, values);
         Ok(())
     }
 }

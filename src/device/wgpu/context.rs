@@ -14,16 +14,51 @@ use std::sync::{Arc, OnceLock, mpsc};
 pub struct GpuFeatures {
     /// Sums across the lanes of a subgroup.
     pub subgroups: bool,
-    /// Products of small matrices of 16-bit floats by a subgroup (they need `subgroups`).
+    /// 16-bit floats in kernels, as cooperative matrices need them.
+    pub f16: bool,
+    /// Products of small matrices of 16-bit floats by a subgroup (they need `subgroups` and `f16`).
     pub cooperative_matrices: bool,
+    /// Products of four packed bytes at once.
+    pub int8_dot: bool,
+    /// Kernels that compute several steps, and results that are written in the form the next step takes.
+    pub fusion: bool,
+    /// Parameters as constants of the text of kernels for few rows.
+    pub constants: bool,
+}
+
+impl GpuFeatures {
+    const ALL: GpuFeatures = GpuFeatures {
+        subgroups: true,
+        f16: true,
+        cooperative_matrices: true,
+        int8_dot: true,
+        fusion: true,
+        constants: true,
+    };
+
+    /// All features but one, for each of them by its name.
+    pub fn each_left_out() -> Vec<(&'static str, GpuFeatures)> {
+        let without = |name, leave_out: fn(&mut GpuFeatures)| {
+            let mut features = GpuFeatures::ALL;
+            leave_out(&mut features);
+            (name, features)
+        };
+        vec![
+            without("subgroups", |all| all.subgroups = false),
+            without("f16", |all| all.f16 = false),
+            without("cooperative_matrices", |all| {
+                all.cooperative_matrices = false
+            }),
+            without("int8_dot", |all| all.int8_dot = false),
+            without("fusion", |all| all.fusion = false),
+            without("constants", |all| all.constants = false),
+        ]
+    }
 }
 
 impl Default for GpuFeatures {
     fn default() -> Self {
-        GpuFeatures {
-            subgroups: true,
-            cooperative_matrices: true,
-        }
+        GpuFeatures::ALL
     }
 }
 
@@ -36,10 +71,14 @@ pub(crate) struct Context {
     pub(crate) limits: wgpu::Limits,
     /// What was asked for and is there.
     pub(crate) features: wgpu::Features,
+    /// What may be used.
+    pub(crate) allowed: GpuFeatures,
     /// The cooperative matrices that kernels may use.
     pub(crate) cooperative_matrix: Option<CooperativeMatrix>,
     pub(super) pipelines: PipelineCache,
     pub(super) kept: Option<KeptPipelines>,
+    #[cfg(test)]
+    pub(crate) tampering: super::tampering::Tampering,
     /// The first failure that no call could be blamed for.
     failure: Arc<OnceLock<String>>,
 }
@@ -212,9 +251,11 @@ impl Context {
         wanted |= wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         wanted |= wgpu::Features::PIPELINE_CACHE;
         wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
-        let may_cooperate = features.subgroups && features.cooperative_matrices;
+        let may_cooperate = features.subgroups && features.f16 && features.cooperative_matrices;
         let cooperative_matrix = may_cooperate.then(|| cooperative_matrix(adapter)).flatten();
-        wanted.set(COOPERATION, cooperative_matrix.is_some());
+        if cooperative_matrix.is_some() {
+            wanted |= COOPERATION;
+        }
         #[expect(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
         // SAFETY: the one experimental feature that is asked for is cooperative matrices, which the
         // adapter has; the kernels use them as WGSL validation and the driver's list of shapes allow.
@@ -251,9 +292,12 @@ impl Context {
         Ok(Context {
             limits: device.limits(),
             features: device.features(),
+            allowed: features,
             cooperative_matrix,
             pipelines: PipelineCache::default(),
             kept: None,
+            #[cfg(test)]
+            tampering: Default::default(),
             info,
             device,
             queue,
@@ -299,12 +343,21 @@ impl Context {
     /// [`Error::OutOfMemory`] where memory runs out, [`Error::Gpu`] where a call is refused or the
     /// device is lost.
     pub(crate) fn scoped<T>(&self, what: &str, calls: impl FnOnce() -> T) -> Result<T> {
-        let value = self.guard(calls).map_err(|error| match error {
-            wgpu::Error::OutOfMemory { .. } => self.out_of_memory(what, 0),
-            error => self.error(format!("{what}: {error}")),
+        let value = self.guard(calls).map_err(|error| {
+            self.lost().unwrap_or_else(|| match error {
+                wgpu::Error::OutOfMemory { .. } => self.out_of_memory(what, 0),
+                error => self.error(format!("{what}: {error}")),
+            })
         })?;
         self.check()?;
         Ok(value)
+    }
+
+    /// The failure that is behind one that comes after it, as calls on a lost device raise: that it is lost.
+    fn lost(&self) -> Option<Error> {
+        // Whether this fails too does not matter: it is for the callback.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        self.check().err()
     }
 
     /// An [`Error::OutOfMemory`] on this adapter; 0 bytes where their number is not known.

@@ -5,13 +5,17 @@ use super::chain::Chain;
 use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
 use super::select::{Choice, FEW_ROWS};
 use super::timestamps;
-use crate::device::{BatchTimes, DispatchTime, Executor, Observation, Observer, TokenChain};
+use crate::device::stepwise::joined_parts;
+use crate::device::{
+    BatchTimes, DispatchTime, Executor, Observation, Observer, Stepwise, TokenChain,
+};
 use crate::error::Result;
 use crate::kernels::{BatchParams, row_stride};
 use crate::kv_cache::{KvLayout, KvType};
 use crate::plan::{Batch, BufferId, Extent, Op, Plan, Step};
 use crate::sampler::PlainSampling;
 use half::f16;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +25,11 @@ const SUBMISSION_PRODUCTS: u64 = 1 << 38;
 
 /// Runs a lowered plan.
 pub(super) struct GpuExecutor {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     plan: Arc<Plan>,
-    kv: KvLayout,
-    buffers: SessionBuffers,
-    lowered: Lowered,
+    pub(super) kv: KvLayout,
+    pub(super) buffers: SessionBuffers,
+    pub(super) lowered: Lowered,
     /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
     staging: wgpu::Buffer,
     chain: Chain,
@@ -94,7 +98,8 @@ impl GpuExecutor {
         let bytes = (plan.max_outputs * stride * 4) as u64;
         let staging = context.create_buffer("logits staging", bytes, usage)?;
         let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
-        Ok(GpuExecutor {
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
+        let mut executor = GpuExecutor {
             shared,
             plan,
             kv: kv.clone(),
@@ -103,10 +108,26 @@ impl GpuExecutor {
             staging,
             chain,
             next: None,
-        })
+        };
+        #[cfg(test)]
+        executor
+            .shared
+            .clone()
+            .context
+            .tampering
+            .damage_executor(&mut executor);
+        Ok(executor)
+    }
+
+    #[cfg(test)]
+    pub(super) fn step_named(&self, name: &str) -> usize {
+        let found = self.plan.steps.iter().position(|step| step.name == name);
+        found.unwrap_or_else(|| panic!("no step `{name}`"))
     }
 
     fn write_batch(&self, batch: &Batch<'_>) -> Result<()> {
+        #[cfg(test)]
+        self.shared.context.tampering.damage_batch(self, batch);
         let params = BatchParams {
             n_rows: batch.n_rows() as u32,
             position: batch.position as u32,
@@ -224,31 +245,6 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Runs step by step, waiting for each, and shows what it wrote.
-    fn run_observed(&self, batch: &Batch<'_>, observer: &mut Observer<'_>) -> Result<()> {
-        let context = &self.shared.context;
-        for (index, (step, dispatches)) in
-            self.plan.steps.iter().zip(&self.lowered.steps).enumerate()
-        {
-            context.scoped(&step.name, || {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                let steps = std::slice::from_ref(dispatches);
-                self.record_steps(&mut pass, steps, Rows::of(batch));
-                drop(pass);
-                context.queue.submit([encoder.finish()]);
-            })?;
-            let (values, width) = self.written(index, step, batch)?;
-            observer(&Observation {
-                index,
-                step,
-                values: &values,
-                width,
-            })?;
-        }
-        self.submit_copy_of_logits(Rows::of(batch))
-    }
-
     fn submit_copy_of_logits(&self, rows: Rows) -> Result<()> {
         let context = &self.shared.context;
         context.scoped("copy of the logits", || {
@@ -333,9 +329,9 @@ impl Executor for GpuExecutor {
         logits: &mut Vec<f32>,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
-        self.write_batch(batch)?;
         match observer {
             None => {
+                self.write_batch(batch)?;
                 let recording = |rows| Recording {
                     rows,
                     end: End::Logits,
@@ -344,7 +340,10 @@ impl Executor for GpuExecutor {
                 let next = Rows::token(rows.n_visible);
                 self.submit(recording(rows), recording(next))?;
             }
-            Some(observer) => self.run_observed(batch, observer)?,
+            Some(observer) => {
+                self.run_steps(batch, 0..self.plan.steps.len(), observer)?;
+                self.submit_copy_of_logits(Rows::of(batch))?;
+            }
         }
         self.read_logits(batch, logits)
     }
@@ -381,6 +380,100 @@ impl Executor for GpuExecutor {
 
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
         Some(self)
+    }
+}
+
+impl Stepwise for GpuExecutor {
+    fn parts(&self, batch: &Batch<'_>) -> Vec<Range<usize>> {
+        let steps = &self.plan.steps;
+        let fused = dispatches(&self.lowered.steps, Rows::of(batch)).map(|(dispatch, _)| {
+            let last = dispatch.writes.iter().fold(dispatch.step, |a, &b| a.max(b));
+            [dispatch.step, last]
+        });
+        // The kernel that wrote a buffer may have written its rounded form too, or have left it to the product.
+        let rounded = steps.iter().enumerate().filter_map(|(product, step)| {
+            let Op::MatMul {
+                src,
+                weight,
+                int8_rows,
+                dst,
+                ..
+            } = step.op
+            else {
+                return None;
+            };
+            let n_rows = self.plan.rows_of(dst, batch);
+            let ty = self.shared.weights.get(weight).ty;
+            let rounds = int8_rows >= n_rows || self.shared.rounding.is_f16(ty, n_rows);
+            let writes = |step: &usize| steps[*step].op.dst() == Some(src);
+            let writer = (0..product).rev().find(writes);
+            writer.filter(|_| rounds).map(|writer| [writer, product])
+        });
+        joined_parts(steps.len(), fused.chain(rounded))
+    }
+
+    /// Waits for each step.
+    fn run_steps(
+        &mut self,
+        batch: &Batch<'_>,
+        steps: Range<usize>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        self.write_batch(batch)?;
+        let context = &self.shared.context;
+        for index in steps {
+            let step = &self.plan.steps[index];
+            context.scoped(&step.name, || {
+                let mut encoder = context.device.create_command_encoder(&Default::default());
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let steps = std::slice::from_ref(&self.lowered.steps[index]);
+                self.record_steps(&mut pass, steps, Rows::of(batch));
+                drop(pass);
+                context.queue.submit([encoder.finish()]);
+            })?;
+            let (values, width) = self.written(index, step, batch)?;
+            observer(&Observation {
+                index,
+                step,
+                values: &values,
+                width,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()> {
+        let width = self.plan.buffer(id).width;
+        let mut padded = vec![0.0; rows.len().div_ceil(width) * row_stride(width)];
+        for (padded, row) in padded.chunks_mut(row_stride(width)).zip(rows.chunks(width)) {
+            padded[..row.len()].copy_from_slice(row);
+        }
+        let context = &self.shared.context;
+        context.scoped("upload of a buffer", || {
+            let buffer = self.buffers.activation(id);
+            context
+                .queue
+                .write_buffer(buffer, 0, bytemuck::cast_slice(&padded));
+        })
+    }
+
+    fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
+        let row_bytes = self.kv.layers[layer].width() * self.kv.ty.bytes();
+        let offset = (position * row_bytes) as u64;
+        let (keys, values) = rows.split_at(rows.len() / 2);
+        let context = &self.shared.context;
+        context.scoped("upload to the cache", || {
+            for (cache, rows) in self.buffers.caches[layer].iter().zip([keys, values]) {
+                let bytes = match self.kv.ty {
+                    KvType::F32 => bytemuck::cast_slice(rows).to_vec(),
+                    KvType::F16 => {
+                        let halves: Vec<f16> = rows.iter().copied().map(f16::from_f32).collect();
+                        bytemuck::cast_slice(&halves).to_vec()
+                    }
+                };
+                context.queue.write_buffer(cache, offset, &bytes);
+            }
+        })
     }
 }
 

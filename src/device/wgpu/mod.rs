@@ -9,6 +9,8 @@ pub mod measure;
 mod pipelines;
 mod select;
 #[cfg(test)]
+pub(crate) mod tampering;
+#[cfg(test)]
 pub(crate) mod testing;
 mod timestamps;
 mod upload;
@@ -63,6 +65,8 @@ impl GpuBackend {
     ) -> Result<Self> {
         let rounding = select::rounding(activations, &context);
         let weights = GpuWeights::upload(&context, weights, progress)?;
+        #[cfg(test)]
+        context.tampering.damage_weights(&context, &weights);
         let rope_tables = Mutex::default();
         Ok(GpuBackend {
             shared: Arc::new(Shared {

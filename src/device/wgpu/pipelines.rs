@@ -100,6 +100,8 @@ impl Context {
     fn compile(&self, kernel: &Kernel, variant: &Variant) -> Result<Pipeline> {
         let name = kernel.name;
         let source = kernel.source(variant);
+        #[cfg(test)]
+        let source = self.tampering.source(name, source);
         let module = self.shader_module(name, &source)?;
         let entries = layout_entries(kernel, variant);
         self.scoped(&format!("kernel `{name}`"), || {

@@ -33,7 +33,14 @@ impl Rows {
 
 /// What products round their activations to on an adapter.
 pub(super) fn rounding(activations: Activations, context: &Context) -> Rounding {
-    rounding_of(activations, &context.info, usable_matrix(context).is_some())
+    let rounding = rounding_of(activations, &context.info, usable_matrix(context).is_some());
+    Rounding {
+        int8_rows: match context.allowed.int8_dot {
+            true => rounding.int8_rows,
+            false => 0,
+        },
+        ..rounding
+    }
 }
 
 fn rounding_of(activations: Activations, info: &DeviceInfo, has_matrices: bool) -> Rounding {
@@ -76,6 +83,8 @@ pub(super) struct Choice {
     /// Whether the parameters of kernels of few rows become part of their text. A software adapter would only
     /// have more to compile.
     pub(super) inlines_params: bool,
+    /// Whether kernels compute several steps, and write results in the form that the next step takes.
+    pub(super) fuses: bool,
 }
 
 impl Choice {
@@ -85,7 +94,9 @@ impl Choice {
             subgroups: context.subgroups(),
             matrix: usable_matrix(context).filter(|_| rounding.f16_above.is_some()),
             workgroup_bytes: context.limits.max_compute_workgroup_storage_size as usize,
-            inlines_params: context.info.kind != DeviceKind::SoftwareGpu,
+            inlines_params: context.allowed.constants
+                && context.info.kind != DeviceKind::SoftwareGpu,
+            fuses: context.allowed.fusion,
         }
     }
 
@@ -162,6 +173,7 @@ mod tests {
             }),
             workgroup_bytes: 49152,
             inlines_params: true,
+            fuses: true,
         }
     }
 

@@ -77,6 +77,11 @@ impl GpuWeights {
         self.weights.iter().map(elements).sum()
     }
 
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (WeightId, &Weight)> {
+        self.weights.iter()
+    }
+
     pub(super) fn shards(&self, id: WeightId) -> &[WeightShard] {
         &self.shards[id.0]
     }

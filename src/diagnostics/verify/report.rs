@@ -1,10 +1,15 @@
-//! What a verification says: for people by `Display`, for programs by its fields.
+//! What a verification says: for people by `Display`, for programs by its fields and by `serde`.
 
+use super::divergence::Divergence;
+use crate::device::DeviceInfo;
+use serde::Serialize;
 use std::fmt;
 
 /// What [`Engine::verify`](crate::Engine::verify) runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyOptions {
+    /// How much of the model is looked at.
+    pub level: VerifyLevel,
     /// Run as one batch.
     pub prompt: String,
     /// Tokens of that batch, at most those of one batch of the device: the prompt is repeated or cut
@@ -17,6 +22,7 @@ pub struct VerifyOptions {
 impl Default for VerifyOptions {
     fn default() -> Self {
         VerifyOptions {
+            level: VerifyLevel::Full,
             prompt: "The capital of France is".to_owned(),
             prompt_tokens: 70,
             decode_tokens: 2,
@@ -24,172 +30,150 @@ impl Default for VerifyOptions {
     }
 }
 
-/// Which kind of batch was running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The prompt, many rows at once.
-    Prefill,
-    /// One token.
-    Decode,
+/// How much a verification looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyLevel {
+    /// Some layers, some rows of the weights, few inputs: seconds.
+    Quick,
+    /// Everything.
+    #[default]
+    Full,
 }
 
-/// What is wrong with a step.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Finding {
-    /// A value differs from the reference by more than the bound.
-    Differs {
-        /// The device's value.
-        found: f32,
-        /// The reference's value.
-        expected: f32,
-        /// The largest difference that the step's arithmetic explains.
-        bound: f32,
-    },
-    /// A value is infinite or not a number.
-    NotFinite {
-        /// The device's value.
-        found: f32,
-    },
-    /// The reference itself overflows on the device's inputs: nothing can be said of the step.
-    ReferenceNotFinite,
-    /// Every value of the step is zero.
-    AllZero,
-    /// The step gave another number of values.
-    Count {
-        /// Values given.
-        found: usize,
-        /// Values expected.
-        expected: usize,
-    },
-    /// The device left the step out.
-    Missing,
-    /// Run as usual, without being watched, the device gives other logits than step by step.
-    UnobservedDiffers {
-        /// The logit of the usual run.
-        found: f32,
-        /// The logit of the watched one.
-        expected: f32,
-    },
+/// What a check is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Checked {
+    /// Each kind of step on values made for it: random, tiny, huge and zero, of one row and of many.
+    Kernels,
+    /// Every step of a real prompt, each on what the device had before it.
+    Steps,
+    /// A prompt run as one batch gives what its tokens give one by one.
+    TokenByToken,
+    /// A session that was used and rewound gives the bits of a new one.
+    Rewind,
+    /// The same seed gives the same tokens, and the device chooses those that its logits say.
+    Determinism,
 }
 
-/// The first step that is wrong.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Divergence {
-    /// The step's name, e.g. `blk.3.attn_norm`.
-    pub step: String,
-    /// The batch it was found in.
-    pub phase: Phase,
-    /// Position of the token whose row is wrong.
-    pub position: usize,
-    /// Row in the batch (behind the keys' rows come the values' rows where a cache store is wrong).
-    pub row: usize,
-    /// Element in the row.
-    pub column: usize,
-    /// What was found.
-    pub finding: Finding,
-}
-
-impl fmt::Display for Divergence {
+impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Divergence {
-            step,
-            phase,
-            position,
-            row,
-            column,
-            finding,
-        } = self;
-        let phase = match phase {
-            Phase::Prefill => "prefill",
-            Phase::Decode => "decode",
-        };
-        write!(f, "step `{step}` ({phase}, position {position}): ")?;
-        match finding {
-            Finding::Differs {
-                found,
-                expected,
-                bound,
-            } => write!(
-                f,
-                "row {row}, column {column} is {found:e}, the reference has {expected:e} \
-                 (off by {:e}, bound {bound:e})",
-                (found - expected).abs()
-            ),
-            Finding::NotFinite { found } => write!(f, "row {row}, column {column} is {found}"),
-            Finding::ReferenceNotFinite => {
-                write!(
-                    f,
-                    "row {row}, column {column} overflows on the reference as well"
-                )
-            }
-            Finding::AllZero => f.write_str("every value is zero"),
-            Finding::Count { found, expected } => {
-                write!(f, "{found} values, expected {expected}")
-            }
-            Finding::Missing => f.write_str("was not run"),
-            Finding::UnobservedDiffers { found, expected } => write!(
-                f,
-                "run as usual, row {row}, column {column} is {found:e}, but step by step {expected:e}"
-            ),
+        f.pad(match self {
+            Checked::Kernels => "kernels",
+            Checked::Steps => "steps",
+            Checked::TokenByToken => "token by token",
+            Checked::Rewind => "rewind",
+            Checked::Determinism => "determinism",
+        })
+    }
+}
+
+/// What is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Problem {
+    /// The tensor or step at fault, e.g. `blk.3.attn_norm`.
+    pub place: String,
+    /// What was found and what was expected.
+    pub message: String,
+    /// The values, where a step was compared with the reference.
+    pub divergence: Option<Divergence>,
+}
+
+impl From<Divergence> for Problem {
+    fn from(divergence: Divergence) -> Self {
+        Problem {
+            place: divergence.step.clone(),
+            message: divergence.to_string(),
+            divergence: Some(divergence),
         }
     }
 }
 
+/// How a check came out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing is wrong; what was looked at.
+    Right(String),
+    /// The first thing that is wrong.
+    Wrong(Problem),
+    /// It could not be looked at, and why.
+    LeftOut(String),
+}
+
+/// One check of a verification.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    /// What it is about.
+    pub checked: Checked,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub seconds: f64,
+}
+
 /// The outcome of a verification.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct VerifyReport {
-    /// Tokens of the prompt that were verified, in one batch.
-    pub prompt_tokens: usize,
-    /// Tokens that were verified one at a time.
-    pub decode_tokens: usize,
-    /// Steps that agreed.
-    pub n_steps: usize,
-    /// Values that were compared.
-    pub n_values: u64,
-    /// The step that came nearest to its bound, and the share of the bound that its error took.
-    pub nearest_to_bound: Option<(String, f32)>,
-    /// The first step that is wrong.
-    pub divergence: Option<Divergence>,
+    /// The model's name.
+    pub model: String,
+    /// The device.
+    pub device: DeviceInfo,
+    /// How much was looked at.
+    pub level: VerifyLevel,
+    /// In the order they ran.
+    pub checks: Vec<Check>,
 }
 
 impl VerifyReport {
-    /// Whether every step agreed.
+    /// Whether no check found anything wrong.
     pub fn passed(&self) -> bool {
-        self.divergence.is_none()
+        self.problems().next().is_none()
     }
 
-    /// The first step that did not.
+    /// All that is wrong: the first thing that each check found.
+    pub fn problems(&self) -> impl Iterator<Item = (Checked, &Problem)> {
+        self.checks.iter().filter_map(|check| match &check.outcome {
+            Outcome::Wrong(problem) => Some((check.checked, problem)),
+            Outcome::Right(_) | Outcome::LeftOut(_) => None,
+        })
+    }
+
+    /// The first step that differs from the reference.
     pub fn first_divergence(&self) -> Option<&Divergence> {
-        self.divergence.as_ref()
+        self.problems()
+            .find_map(|(_, problem)| problem.divergence.as_ref())
     }
 }
 
 impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let VerifyReport {
-            prompt_tokens,
-            decode_tokens,
-            n_steps,
-            n_values,
+            model,
+            device,
+            checks,
             ..
         } = self;
-        if let Some(divergence) = &self.divergence {
-            return write!(f, "WRONG after {n_steps} right steps: {divergence}");
+        writeln!(f, "{model} on {} ({})", device.name, device.backend)?;
+        for check in checks {
+            let (word, text) = match &check.outcome {
+                Outcome::Right(text) => ("right", text),
+                Outcome::Wrong(problem) => ("WRONG", &problem.message),
+                Outcome::LeftOut(text) => ("left out", text),
+            };
+            writeln!(
+                f,
+                "{:<15} {word:<8} {:>6.2} s  {text}",
+                check.checked, check.seconds
+            )?;
         }
-        write!(
-            f,
-            "right: {n_steps} steps ({n_values} values) agree with the reference, for a batch of \
-             {prompt_tokens} tokens and {decode_tokens} one at a time"
-        )?;
-        match &self.nearest_to_bound {
-            Some((step, share)) => {
-                write!(
-                    f,
-                    "; nearest to its bound: `{step}` at {:.1} %",
-                    share * 100.0
-                )
-            }
-            None => Ok(()),
+        match self.problems().count() {
+            0 => f.write_str("right: no check found anything wrong"),
+            1 => f.write_str("WRONG: one check failed"),
+            n => write!(f, "WRONG: {n} checks failed"),
         }
     }
 }

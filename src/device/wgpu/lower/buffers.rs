@@ -44,7 +44,8 @@ impl SessionBuffers {
             }
             context.create_buffer(label, bytes, usage)
         };
-        let storage = Usage::STORAGE | Usage::COPY_SRC;
+        // Diagnostics write what they give.
+        let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
         let activation = |(index, buffer): (usize, &crate::plan::Buffer)| {
             let rows = plan.max_rows_of(BufferId(index));
             create(

@@ -99,7 +99,10 @@ pub(super) fn lower(
         tables: &tables,
         choice,
     };
-    let parts = fuse::parts(plan, &lowering);
+    let parts = match choice.fuses {
+        true => fuse::parts(plan, &lowering),
+        false => vec![Part::Alone; plan.steps.len()],
+    };
     let own = own_buffers(shared, plan, &parts)?;
     lowering.own = own.iter().map(|(&step, buffer)| (step, buffer)).collect();
     let normed = fuse::normed_in_kernels(&parts);

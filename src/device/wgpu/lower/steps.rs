@@ -252,7 +252,8 @@ impl<'a> Lowering<'a> {
     fn int8_of_attention(&self, op: &Op) -> Option<&'a wgpu::Buffer> {
         let shape = attention_shape(self.kv, op)?;
         let int8 = self.buffers.int8(op.dst()?)?;
-        kernels::attention_few::writes_int8(&shape).then_some(int8)
+        let writes = self.choice.fuses && kernels::attention_few::writes_int8(&shape);
+        writes.then_some(int8)
     }
 
     /// A dispatch for any batch of a kernel without a weight matrix; its rows are those of `rows_like`.
@@ -312,7 +313,8 @@ impl<'a> Lowering<'a> {
         match (&steps.get(product)?.op, &steps.get(product + 1)?.op) {
             (&Op::MatMul { src, dst, .. }, &Op::Add { a, b, dst: sum }) if sum != src => {
                 let residual = if a == dst { b } else { a };
-                ([a, b].contains(&dst) && residual != dst).then_some([residual, sum])
+                let is_residual = [a, b].contains(&dst) && residual != dst;
+                (is_residual && self.choice.fuses).then_some([residual, sum])
             }
             _ => None,
         }
@@ -351,7 +353,8 @@ impl<'a> Lowering<'a> {
     fn int8_of_norm(&self, op: &Op) -> Option<&'a wgpu::Buffer> {
         match *op {
             Op::RmsNorm { weight, dst, .. }
-                if self.shared.weights.get(weight).n_cols == self.width(dst) =>
+                if self.choice.fuses
+                    && self.shared.weights.get(weight).n_cols == self.width(dst) =>
             {
                 self.buffers.int8(dst)
             }
@@ -379,7 +382,7 @@ impl<'a> Lowering<'a> {
             }
             _ => false,
         };
-        let is_taken = self.plan.steps.iter().any(takes);
+        let is_taken = self.choice.fuses && self.plan.steps.iter().any(takes);
         self.buffers.f16_rows.as_ref().filter(|_| is_taken)
     }
 

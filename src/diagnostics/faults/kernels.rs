@@ -1,0 +1,258 @@
+//! Kernels that compute something else.
+
+use super::{Fault, assert_found, builder, options};
+use crate::device::Activations::{self, F16, F32, Int8};
+use crate::device::wgpu::tampering::Tampering;
+use crate::device::wgpu::testing::gpu;
+use crate::diagnostics::find_feature;
+use crate::diagnostics::verify::Checked;
+use crate::error::Error;
+
+/// `[from, to]` in a kernel, in words, and the step that the check of kernels names.
+fn edited(
+    what: &'static str,
+    activations: Activations,
+    kernel: &'static str,
+    [from, to]: [&'static str; 2],
+    place: &'static str,
+) -> Fault {
+    Fault {
+        what,
+        activations,
+        damage: Tampering::wgsl(kernel, from, to),
+        checked: Checked::Kernels,
+        place,
+        also: &[],
+    }
+}
+
+#[test]
+fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
+    assert_found(vec![
+        edited(
+            "another epsilon",
+            F32,
+            "rms_norm",
+            ["mean + p.eps", "mean + p.eps * 10.0"],
+            "blk.0.attn_norm",
+        ),
+        edited(
+            "another activation function",
+            F32,
+            "gated_activation",
+            ["activation == SILU", "activation != SILU"],
+            "blk.0.ffn_gated",
+        ),
+        edited(
+            "a residual that is not added",
+            F32,
+            "matvec",
+            ["dst[at] = value + addend.y", "dst[at] = value"],
+            "blk.0.ffn_inp",
+        ),
+        edited(
+            "16-bit floats without their scale, which overflow",
+            F16,
+            "f16_rows",
+            [
+                "return max(i32(bitcast<u32>(largest) >> 23u) - 127 - 14, -126);",
+                "return 0;",
+            ],
+            "blk.0.attn_output",
+        ),
+        edited(
+            "a scale of 16-bit floats that is not put back",
+            F16,
+            "matmul_coop",
+            ["stage[i] * scales[row]", "stage[i]"],
+            "blk.0.attn_q",
+        ),
+        edited(
+            "int8 activations of another scale",
+            Int8,
+            "rms_norm",
+            [
+                "let inverses = vec4(inverse_scale(max_sizes.x)",
+                "let inverses = vec4(inverse_scale(max_sizes.x * 1.5)",
+            ],
+            "result_output",
+        ),
+    ]);
+}
+
+#[test]
+fn verify_names_the_product_whose_tail_is_wrong() {
+    assert_found(vec![
+        Fault {
+            also: &["result_output"],
+            ..edited(
+                "a last column that is not written",
+                F32,
+                "matvec",
+                [
+                    "output < p.matrix.n_rows;",
+                    "output + 1u < p.matrix.n_rows;",
+                ],
+                "blk.0.attn_output",
+            )
+        },
+        edited(
+            "a last row that is not written",
+            F32,
+            "matmul",
+            ["if row >= n_rows", "if row + 1u >= n_rows"],
+            "blk.0.attn_q",
+        ),
+        edited(
+            "rows of logits that are not the last ones",
+            F32,
+            "select_outputs",
+            [
+                "batch.n_rows - batch.n_outputs + workgroup.z",
+                "workgroup.z",
+            ],
+            "result_rows",
+        ),
+        edited(
+            "the embedding of the token before",
+            F32,
+            "embed",
+            ["tokens[row] - p", "tokens[row] - 1u - p"],
+            "embd",
+        ),
+    ]);
+}
+
+#[test]
+fn verify_names_attention_that_is_wrong() {
+    assert_found(vec![
+        edited(
+            "attention that sees the future",
+            F32,
+            "attention",
+            ["batch.position + row + 1u", "batch.position + batch.n_rows"],
+            "blk.0.kqv_out",
+        ),
+        edited(
+            "attention that does not see its own key",
+            F32,
+            "attention_few",
+            ["batch.position + row + 1u", "max(batch.position + row, 1u)"],
+            "blk.0.kqv_out",
+        ),
+        edited(
+            "query heads with the keys of another head",
+            F32,
+            "attention",
+            ["head / (p.n_head / p.n_head_kv)", "head % p.n_head_kv"],
+            "blk.0.kqv_out",
+        ),
+        edited(
+            "a split of the keys that is left out",
+            F32,
+            "attention_merge",
+            [
+                "first + i * SLICES < p.n_splits)",
+                "first + i * SLICES < p.n_splits && first + i * SLICES > 0u)",
+            ],
+            "blk.0.kqv_out",
+        ),
+        edited(
+            "keys turned by the position behind theirs",
+            F32,
+            "rope",
+            [
+                "table[(batch.position + row)",
+                "table[(batch.position + row + 1u)",
+            ],
+            "blk.0.Qcur",
+        ),
+        edited(
+            "keys stored one position further on",
+            F32,
+            "store_kv",
+            [
+                "(batch.position + workgroup.z)",
+                "(batch.position + workgroup.z + 1u)",
+            ],
+            "blk.0.kv_cache",
+        ),
+        edited(
+            "keys of one token stored one position further on, by the kernel that makes them",
+            Int8,
+            "matvec_heads",
+            [
+                "let position = batch.position + row;",
+                "let position = batch.position + row + 1u;",
+            ],
+            "blk.0.Qcur",
+        ),
+    ]);
+}
+
+#[test]
+fn verify_names_the_choice_of_tokens_that_is_wrong() {
+    let wrong = |what, kernel, edit| Fault {
+        checked: Checked::Determinism,
+        ..edited(what, F32, kernel, edit, "sample")
+    };
+    assert_found(vec![
+        wrong(
+            "the least probable token",
+            "sample",
+            ["return a.x > b.x ||", "return a.x < b.x ||"],
+        ),
+        wrong(
+            "a maximum that leaves tokens out",
+            "logit_maxima",
+            ["return select(a, b, b.x > a.x);", "return a;"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_an_error_with_its_line() {
+    if gpu().is_none() {
+        return;
+    }
+    let damage = Tampering::wgsl("rms_norm", "mean + p.eps", "mean + p.epsilon");
+    let error = builder(F32).tamper(damage).build().map(drop).unwrap_err();
+    assert!(matches!(error, Error::Gpu { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("kernel `rms_norm`, line") && text.contains("p.epsilon"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_feature_whose_kernel_is_wrong_is_named() {
+    if gpu().is_none() {
+        return;
+    }
+    let find = |kernel, from, to| {
+        let engine_with = |features| {
+            builder(Int8)
+                .gpu_features(features)
+                .tamper(Tampering::wgsl_of_feature(kernel, from, to))
+                .build()
+        };
+        find_feature(engine_with, &options()).unwrap()
+    };
+    let subgroups = find(
+        "rms_norm",
+        "let result = subgroupAdd(sum)",
+        "let result = sum",
+    );
+    assert_eq!(subgroups.culprits(), ["subgroups"], "{subgroups}");
+    let fusion = find("matvec_gated", "up[at] = of_up;", "up[at] = of_gate;");
+    assert_eq!(fusion.culprits(), ["fusion"], "{fusion}");
+    let int8 = find(
+        "quantize",
+        "quantize4(value, inverse)",
+        "quantize4(value, 0.9 * inverse)",
+    );
+    assert_eq!(int8.culprits(), ["int8_dot"], "{int8}");
+    let every = find("embed", "tokens[row] - p", "tokens[row] - 1u - p");
+    assert_eq!(every.culprits(), [""; 0], "{every}");
+}

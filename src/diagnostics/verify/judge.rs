@@ -1,0 +1,150 @@
+//! Compares each step of a device with the reference, on the inputs that the device had.
+
+use super::compare::{compare, tolerance};
+use super::divergence::{Divergence, Finding, Phase};
+use crate::device::reference::ReferenceExecutor;
+use crate::device::{Observation, Rounding};
+use crate::kv_cache::KvLayout;
+use crate::model::Weights;
+use crate::plan::{Batch, Extent, Op, Plan};
+use std::sync::Arc;
+
+/// What is verified: a plan with its weights, and how a device runs it.
+#[derive(Clone)]
+pub(crate) struct Verified {
+    pub(crate) weights: Weights,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) kv: KvLayout,
+    pub(crate) rounding: Rounding,
+}
+
+/// What agreed with the reference.
+#[derive(Debug, Default)]
+pub(super) struct Agreed {
+    pub(super) n_steps: usize,
+    pub(super) n_values: u64,
+    /// The step that came nearest to its bound, and the share of the bound that its error took.
+    nearest_to_bound: Option<(String, Phase, f32)>,
+}
+
+impl Agreed {
+    fn add(&mut self, seen: &Observation<'_>, phase: Phase, share: f32) {
+        self.n_steps += 1;
+        self.n_values += seen.values.len() as u64;
+        let nearest = self.nearest_to_bound.as_ref();
+        if nearest.is_none_or(|(.., nearest)| share > *nearest) {
+            self.nearest_to_bound = Some((seen.step.name.clone(), phase, share));
+        }
+    }
+
+    /// `; nearest to its bound: ..`, or nothing.
+    pub(super) fn nearest(&self) -> String {
+        match &self.nearest_to_bound {
+            Some((step, phase, share)) => {
+                let percent = share * 100.0;
+                format!("; nearest to its bound: `{step}` ({phase}) at {percent:.1} %")
+            }
+            None => String::new(),
+        }
+    }
+}
+
+pub(super) struct Judge {
+    pub(super) reference: ReferenceExecutor,
+    verified: Verified,
+    pub(super) agreed: Agreed,
+}
+
+impl Judge {
+    pub(super) fn new(verified: &Verified) -> Judge {
+        let Verified {
+            weights, plan, kv, ..
+        } = verified;
+        Judge {
+            reference: ReferenceExecutor::new(weights.clone(), plan.clone(), kv),
+            verified: verified.clone(),
+            agreed: Agreed::default(),
+        }
+    }
+
+    /// Runs a step on the reference and compares; the device's values become the inputs of later steps.
+    pub(super) fn step(
+        &mut self,
+        batch: &Batch<'_>,
+        phase: Phase,
+        seen: &Observation<'_>,
+    ) -> Option<Divergence> {
+        self.reference.step(seen.index, batch);
+        let plan = &self.verified.plan;
+        let op = &plan.steps[seen.index].op;
+        let expected = match (op, op.dst()) {
+            (Op::StoreKv { layer, .. }, _) => self.reference.cached_rows(*layer, batch),
+            (_, Some(dst)) => self.reference.buffer(dst).to_vec(),
+            (_, None) => Vec::new(),
+        };
+        let is_zero = |values: &[f32]| values.iter().all(|&value| value == 0.0);
+        // Nothing that a model makes of a prompt is all zero, whatever the reference says.
+        let may_be_zero = matches!(phase, Phase::Probe { .. }) && is_zero(&expected);
+        if !seen.values.is_empty() && is_zero(seen.values) && !may_be_zero {
+            return Some(self.divergence(seen.index, batch, phase, (0, 0), Finding::AllZero));
+        }
+        let outcome = compare(
+            seen.values,
+            &expected,
+            seen.width.max(1),
+            self.tolerance(op, batch),
+        );
+        if let Some((row, column, finding)) = outcome.wrong {
+            return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
+        }
+        self.agreed.add(seen, phase, outcome.share);
+        self.reference.follow(batch, seen);
+        None
+    }
+
+    fn tolerance(&self, op: &Op, batch: &Batch<'_>) -> f32 {
+        let Verified {
+            weights,
+            plan,
+            rounding,
+            ..
+        } = &self.verified;
+        let is_f16 = match *op {
+            Op::MatMul { weight, dst, .. } => {
+                rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
+            }
+            Op::Attention { .. } => rounding.is_f16_attention(batch.n_rows()),
+            _ => false,
+        };
+        tolerance(op, is_f16)
+    }
+
+    pub(super) fn divergence(
+        &self,
+        index: usize,
+        batch: &Batch<'_>,
+        phase: Phase,
+        (row, column): (usize, usize),
+        finding: Finding,
+    ) -> Divergence {
+        let plan = &self.verified.plan;
+        let step = &plan.steps[index];
+        let is_of_outputs = step
+            .op
+            .dst()
+            .is_some_and(|dst| plan.buffer(dst).extent == Extent::Outputs);
+        let first = if is_of_outputs {
+            batch.n_rows() - batch.n_outputs()
+        } else {
+            0
+        };
+        Divergence {
+            step: step.name.clone(),
+            phase,
+            position: batch.position + (first + row) % batch.n_rows(),
+            row,
+            column,
+            finding,
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Each kind of step that a model has, by itself, on values made for it.
+//!
+//! The parts of the plan that are alike but for their layer are tried once: on the device's own weights, with the
+//! very kernels that run them in a session, of one row, of few and of many.
+
+use super::divergence::{Divergence, Input, Phase};
+use super::judge::{Agreed, Judge, Verified};
+use super::report::VerifyLevel;
+use crate::device::{Executor, Observation};
+use crate::error::{Error, Result};
+use crate::kernels;
+use crate::plan::{Batch, BufferId, Op, Outputs};
+use crate::sampler::random::SplitMix64;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// Positions of the first row: none before it, some, and so many that attention may go another way.
+const POSITIONS: [usize; 3] = [0, 61, 1567];
+/// Positions that the cache of a check has, where the model's has as many.
+pub(super) const CAPACITY: usize = 1640;
+/// Up to so many rows all have logits.
+const FEW_OUTPUTS: usize = 5;
+
+/// What the kernels came to.
+#[derive(Debug, Default)]
+pub(super) struct KernelReport {
+    /// Kinds of parts, each number of rows counted by itself.
+    pub(super) n_kinds: usize,
+    /// Inputs that they were tried on.
+    pub(super) n_inputs: usize,
+    pub(super) agreed: Agreed,
+    pub(super) divergence: Option<Divergence>,
+}
+
+impl std::fmt::Display for KernelReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let KernelReport {
+            n_kinds,
+            n_inputs,
+            agreed,
+            ..
+        } = self;
+        write!(
+            f,
+            "{n_kinds} kinds of steps agree with the reference on {n_inputs} inputs ({} values){}",
+            agreed.n_values,
+            agreed.nearest()
+        )
+    }
+}
+
+/// Tries every kind of part of the plan.
+pub(super) fn check_kernels(
+    verified: &Verified,
+    executor: &mut dyn Executor,
+    tokens: &[u32],
+    level: VerifyLevel,
+) -> Result<KernelReport> {
+    let mut prober = Prober {
+        judge: Judge::new(verified),
+        verified,
+        random: SplitMix64::new(0x7275_6573),
+        report: KernelReport::default(),
+    };
+    let n_rows: &[usize] = match level {
+        VerifyLevel::Quick => &[1, 5],
+        // Tails of the tiles of 4 to 64 rows, and more than one of them.
+        VerifyLevel::Full => &[1, 2, 3, 4, 5, 17, 67],
+    };
+    let plan = &verified.plan;
+    let most = plan.max_rows.min(verified.kv.capacity).min(tokens.len());
+    for &n_rows in n_rows.iter().filter(|&&n_rows| n_rows <= most) {
+        let batch = Batch {
+            tokens: &tokens[..n_rows],
+            position: 0,
+            outputs: match n_rows <= FEW_OUTPUTS.min(plan.max_outputs) {
+                true => Outputs::All,
+                false => Outputs::Last,
+            },
+        };
+        let mut kinds = BTreeSet::new();
+        for part in executor.parts(&batch) {
+            if !kinds.insert(kind(verified, &part)) {
+                continue;
+            }
+            prober.report.n_kinds += 1;
+            prober.part(executor, &batch, &part, level)?;
+            if prober.report.divergence.is_some() {
+                return Ok(prober.report);
+            }
+        }
+    }
+    Ok(KernelReport {
+        agreed: prober.judge.agreed,
+        ..prober.report
+    })
+}
+
+/// What tells parts apart that run by different kernels or with other parameters.
+fn kind(verified: &Verified, part: &Range<usize>) -> String {
+    let Verified {
+        weights, plan, kv, ..
+    } = verified;
+    let of_weight = |id| {
+        let weight = weights.get(id);
+        format!("{:?} {}x{}", weight.ty, weight.n_rows, weight.n_cols)
+    };
+    let of_op = |op: &Op| match *op {
+        Op::Embed { weight, .. } => of_weight(weight),
+        Op::RmsNorm { weight, eps, .. } => format!("{} {eps}", of_weight(weight)),
+        Op::MatMul { weight, bias, .. } => {
+            format!("{} {}", of_weight(weight), bias.is_some())
+        }
+        Op::Rope {
+            table, head_dim, ..
+        } => format!("{} {head_dim}", table.0),
+        Op::StoreKv { layer, .. } => format!("{:?}", kv.layers[layer]),
+        Op::Attention {
+            layer,
+            n_head,
+            scale,
+            window,
+            ..
+        } => format!("{:?} {n_head} {scale} {window:?}", kv.layers[layer]),
+        Op::GatedActivation { activation, .. } => format!("{activation:?}"),
+        Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
+    };
+    let steps = plan.steps[part.clone()].iter();
+    steps
+        .map(|step| format!("{} {}; ", step.name_in_layer(), of_op(&step.op)))
+        .collect()
+}
+
+struct Prober<'a> {
+    judge: Judge,
+    verified: &'a Verified,
+    random: SplitMix64,
+    report: KernelReport,
+}
+
+impl Prober<'_> {
+    /// Tries a part on every kind of input, at several positions where they matter.
+    fn part(
+        &mut self,
+        executor: &mut dyn Executor,
+        batch: &Batch<'_>,
+        part: &Range<usize>,
+        level: VerifyLevel,
+    ) -> Result<()> {
+        let ops = || {
+            self.verified.plan.steps[part.clone()]
+                .iter()
+                .map(|step| &step.op)
+        };
+        let minds_positions = ops().any(|op| {
+            matches!(
+                op,
+                Op::Rope { .. } | Op::StoreKv { .. } | Op::Attention { .. }
+            )
+        });
+        let positions = match minds_positions {
+            true => &POSITIONS[..],
+            false => &POSITIONS[..1],
+        };
+        let inputs: &[Input] = match (level, batch.n_rows()) {
+            (VerifyLevel::Quick, 2..) => &[Input::Random, Input::Huge],
+            _ => &[Input::Random, Input::Tiny, Input::Huge, Input::Zero],
+        };
+        for &position in positions {
+            let batch = Batch { position, ..*batch };
+            if position + batch.n_rows() > self.verified.kv.capacity {
+                continue;
+            }
+            for &input in inputs {
+                self.probe(executor, &batch, part, input)?;
+                if self.report.divergence.is_some() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn probe(
+        &mut self,
+        executor: &mut dyn Executor,
+        batch: &Batch<'_>,
+        part: &Range<usize>,
+        input: Input,
+    ) -> Result<()> {
+        self.give(executor, batch, part, input)?;
+        self.report.n_inputs += 1;
+        let phase = Phase::Probe {
+            input,
+            n_rows: batch.n_rows(),
+        };
+        let mut divergence = None;
+        let result = executor.run_steps(batch, part.clone(), &mut |seen: &Observation<'_>| {
+            divergence = self.judge.step(batch, phase, seen);
+            match &divergence {
+                None => Ok(()),
+                Some(divergence) => Err(Error::WrongResult {
+                    step: divergence.step.clone(),
+                    message: "verification stops at the first divergence".to_owned(),
+                }),
+            }
+        });
+        self.report.divergence = divergence;
+        match self.report.divergence {
+            Some(_) => Ok(()),
+            None => result,
+        }
+    }
+
+    /// Fills all that a part reads before it writes it, on the device and on the reference.
+    fn give(
+        &mut self,
+        executor: &mut dyn Executor,
+        batch: &Batch<'_>,
+        part: &Range<usize>,
+        input: Input,
+    ) -> Result<()> {
+        let plan = &self.verified.plan;
+        let mut written: BTreeSet<BufferId> = BTreeSet::new();
+        for step in &plan.steps[part.clone()] {
+            for id in step.op.sources() {
+                if !written.insert(id) {
+                    continue;
+                }
+                // Huge scores differ by more than huge numbers tell apart.
+                let is_query = matches!(step.op, Op::Attention { .. });
+                let input = match input {
+                    Input::Huge if is_query => Input::Random,
+                    input => input,
+                };
+                let n = plan.rows_of(id, batch) * plan.buffer(id).width;
+                let values = values(&mut self.random, input, n);
+                executor.set_buffer(id, &values)?;
+                self.judge.reference.replace(id, &values);
+            }
+            if let Op::Attention { layer, .. } = step.op {
+                self.give_cache(executor, batch, layer, input)?;
+            }
+            written.extend(step.op.dst());
+        }
+        Ok(())
+    }
+
+    /// Fills the cache up to the last position of a batch.
+    fn give_cache(
+        &mut self,
+        executor: &mut dyn Executor,
+        batch: &Batch<'_>,
+        layer: usize,
+        input: Input,
+    ) -> Result<()> {
+        let kv = &self.verified.kv;
+        let n = (batch.position + batch.n_rows()) * kv.layers[layer].width();
+        let of_keys = match input {
+            Input::Huge => Input::Random,
+            input => input,
+        };
+        let mut rows = values(&mut self.random, of_keys, n);
+        rows.extend(values(&mut self.random, input, n));
+        let mut stored = vec![0.0; rows.len()];
+        kernels::store_kv::twin(kv.ty, &rows, &mut stored);
+        executor.set_cached_rows(layer, 0, &stored)?;
+        self.judge.reference.replace_cached(layer, 0, &stored);
+        Ok(())
+    }
+}
+
+/// Numbers of a kind of input.
+fn values(random: &mut SplitMix64, input: Input, n: usize) -> Vec<f32> {
+    let value = |_| {
+        let bits = random.next_u64();
+        let uniform = (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        let is_outlier = bits & 0x7F == 0;
+        match input {
+            Input::Random if is_outlier => uniform * 20.0,
+            Input::Random => uniform,
+            Input::Tiny => uniform * 1e-6,
+            Input::Huge if is_outlier => uniform * 1e6,
+            Input::Huge => uniform * 1e5,
+            Input::Zero => 0.0,
+        }
+    };
+    (0..n).map(value).collect()
+}
