@@ -280,6 +280,10 @@ pub(crate) trait Executor: Send {
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()>;
 
+    /// The keys of a layer at the positions of `batch`, which ran before, as attention reads them:
+    /// `[n_rows, n_head_kv * head_dim]`.
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>>;
+
     /// As [`Executor::run`], and says how long each dispatch took.
     fn profile(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<BatchTimes> {
         let mut dispatches = Vec::new();

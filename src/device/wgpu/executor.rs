@@ -349,6 +349,11 @@ impl Executor for GpuExecutor {
         self.read_logits(batch, logits)
     }
 
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let [keys, _] = &self.buffers.caches[layer];
+        self.cached_rows(layer, keys, batch)
+    }
+
     fn profile(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<BatchTimes> {
         let context = &self.shared.context;
         let clock = timestamps::clock(context)?;

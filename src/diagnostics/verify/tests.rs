@@ -137,6 +137,10 @@ impl Executor for Faulty {
         }
         Ok(())
     }
+
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        self.inner.cached_keys(layer, batch)
+    }
 }
 
 struct Setup {
