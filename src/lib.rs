@@ -51,7 +51,8 @@ pub use device::wgpu::GpuFeatures;
 pub use device::wgpu::measure;
 pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{
-    Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
+    DiffOptions, Divergence, Finding, Phase, Profile, ProfiledDispatch, TensorDiff, Trace,
+    TraceDiff, TraceEntry, TraceFinding, TraceOptions, VerifyOptions, VerifyReport,
 };
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};
