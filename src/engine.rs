@@ -160,6 +160,16 @@ impl Engine {
         self.inner.kv.capacity
     }
 
+    /// Model and device in a few words.
+    pub(crate) fn summary(&self) -> String {
+        let (spec, info) = (self.spec(), self.device_info());
+        let model = match spec.name.as_str() {
+            "" => &spec.architecture,
+            name => name,
+        };
+        format!("{model} on {} ({})", info.name, info.backend)
+    }
+
     pub(crate) fn weights(&self) -> &Weights {
         &self.inner.model.weights
     }

@@ -51,8 +51,9 @@ pub use device::wgpu::GpuFeatures;
 pub use device::wgpu::measure;
 pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
 pub use diagnostics::{
-    BisectReport, Check, Checked, Culprit, Divergence, FeatureReport, FeatureTrial, Finding, Input,
-    Outcome, Phase, Problem, Profile, ProfiledDispatch, VerifyLevel, VerifyOptions, VerifyReport,
+    BisectReport, Check, Checked, Culprit, DiffOptions, Divergence, FeatureReport, FeatureTrial,
+    Finding, Input, Outcome, Phase, Problem, Profile, ProfiledDispatch, TensorDiff, Trace,
+    TraceDiff, TraceEntry, TraceFinding, TraceOptions, VerifyLevel, VerifyOptions, VerifyReport,
     find_feature,
 };
 pub use engine::{Engine, EngineBuilder, Progress};

@@ -1,5 +1,7 @@
 //! A session: the tokens so far, and the loop that generates more.
 
+mod trace;
+
 use crate::chat_template::Message;
 use crate::device::{Executor, Observation, TokenChain};
 use crate::diagnostics::Profile;
@@ -273,10 +275,7 @@ impl Session {
     pub(crate) fn run_pending(&mut self) -> Result<()> {
         let n_tokens = self.tokens.len();
         if n_tokens == 0 {
-            return Err(Error::InvalidArgument {
-                name: "tokens",
-                message: "no tokens, expected at least one".to_owned(),
-            });
+            return Err(no_tokens());
         }
         if self.logits_at == n_tokens {
             return Ok(());
@@ -286,12 +285,7 @@ impl Session {
         let max_rows = self.engine.plan().max_rows;
         while self.n_cached < n_tokens {
             let is_last = self.n_cached + max_rows >= n_tokens;
-            let outputs = if is_last {
-                Outputs::Last
-            } else {
-                Outputs::None
-            };
-            self.run_batch(max_rows, outputs, unobserved)?;
+            self.run_batch(max_rows, outputs_of(is_last), unobserved)?;
         }
         Ok(())
     }
@@ -353,6 +347,22 @@ impl Session {
 
 fn unobserved(executor: &mut dyn Executor, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<()> {
     executor.run(batch, logits, None)
+}
+
+fn no_tokens() -> Error {
+    Error::InvalidArgument {
+        name: "tokens",
+        message: "no tokens, expected at least one".to_owned(),
+    }
+}
+
+/// What a batch of a longer run is asked for.
+fn outputs_of(is_last: bool) -> Outputs {
+    if is_last {
+        Outputs::Last
+    } else {
+        Outputs::None
+    }
 }
 
 fn started(chain: Option<&mut dyn TokenChain>) -> &mut dyn TokenChain {

@@ -240,6 +240,109 @@ fn profile_has_a_line_for_each_kind_of_step() {
     assert_fails(&run("profile", &["--pp", "0"]), 1, &["--pp 0"]);
 }
 
+const TRACE: [&str; 6] = ["--device", "cpu", "--kv", "f32", "--context", "64"];
+
+#[test]
+fn trace_has_a_line_for_each_tensor() {
+    let args = [
+        "--names",
+        "Qcur,attn_weights,kv_cache*",
+        "--layers",
+        "0,28-29",
+        "--positions",
+        "1-2,4",
+        "--values",
+        "3",
+    ];
+    let output = run("trace", &[&TRACE[..], &args].concat());
+    assert_succeeds(&output);
+    let lines: Vec<Vec<&str>> = stdout(&output)
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines.len(), 2 + 3 * 4, "{}", stdout(&output));
+    let row = |name: &str| lines.iter().find(|line| line[0] == name).unwrap();
+    let q = row("blk.0.Qcur");
+    assert_eq!(q[1], "3x576");
+    assert_eq!(q[9..], ["0.39745", "0.24843", "-0.10287"]);
+    assert_eq!(row("blk.29.kv_cache.values")[1], "3x192");
+    // Nine heads, and of five positions three, two and none are not visible.
+    let weights = row("blk.28.attn_weights");
+    assert_eq!((weights[1], weights[6]), ("3x9x5", "45"));
+    assert_eq!(weights.len(), 9 + 3);
+}
+
+#[test]
+fn trace_files_are_compared() {
+    let write = |name: &str, args: &[&str]| {
+        let output = run("trace", &[&TRACE[..], args, &["--json"]].concat());
+        assert_succeeds(&output);
+        let path = scratch_file(name, &output.stdout);
+        path.to_str().unwrap().to_owned()
+    };
+    let first = write("trace-1.jsonl", &["--layers", "0-3"]);
+    let second = write(
+        "trace-2.jsonl",
+        &["--layers", "0-3", "--batch", "1", "--whole"],
+    );
+    let f16 = write("trace-f16.jsonl", &["--layers", "0-3", "--weights", "f16"]);
+    let text = std::fs::read_to_string(&first).unwrap();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["tokens"].as_array().unwrap().len(), 5);
+    assert_eq!(lines[1]["name"], "blk.0.attn_norm");
+    assert_eq!(lines.len(), 1 + 4 * 17);
+
+    let same = run("trace", &["--diff", &first, &second]);
+    assert_succeeds(&same);
+    let said = stdout(&same);
+    assert!(said.starts_with("68 tensors agree within 1e-3"), "{said}");
+
+    let differs = |args: &[&str], parts: &[&str]| {
+        let output = run("trace", args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("the traces differ"),
+            "{}",
+            stderr(&output)
+        );
+        for part in parts {
+            let said = stdout(&output);
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+    };
+    differs(
+        &["--diff", &first, &f16, "--tolerance", "1e-5"],
+        &[
+            "DIFFERS: first in `blk.0.attn_norm`: position",
+            "the error grows",
+        ],
+    );
+    let changed = text.replacen("\"blk.2.ffn_up\"", "\"blk.2.ffn_down\"", 1);
+    let changed = scratch_file("trace-changed.jsonl", changed.as_bytes());
+    differs(
+        &["--diff", &first, changed.to_str().unwrap()],
+        &[
+            "ONLY IN THE FIRST: `blk.2.ffn_up`",
+            "ONLY IN THE SECOND: `blk.2.ffn_down`",
+        ],
+    );
+    let cut = scratch_file("trace-cut.jsonl", &text.as_bytes()[..text.len() / 2]);
+    let cut = cut.to_str().unwrap();
+    assert_fails(&run("trace", &["--diff", &first, cut]), 1, &[cut, "line "]);
+    assert_fails(&run("trace", &["--diff", &first]), 2, &["--diff"]);
+    assert_fails(&run("trace", &["--layers", "3-1"]), 2, &["--layers 3-1"]);
+    let nothing = run("trace", &[&TRACE[..], &["--names", "Qcurr"]].concat());
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(
+        stderr(&nothing).contains("`Qcurr` matches no tensor"),
+        "{}",
+        stderr(&nothing)
+    );
+}
+
 #[test]
 fn inspect_shows_every_part_of_a_model() {
     let output = run("inspect", &[]);
@@ -271,7 +374,9 @@ fn inspect_ends_quietly_when_nobody_reads_on() {
 
 #[test]
 fn missing_file_is_named() {
-    for name in ["chat", "generate", "inspect", "verify", "bench", "profile"] {
+    for name in [
+        "chat", "generate", "inspect", "verify", "bench", "profile", "trace",
+    ] {
         let output = run(name, &["--model", "no/such.gguf", "--prompt", "Hello"]);
         assert_fails(&output, 1, &["no/such.gguf"]);
     }
@@ -309,7 +414,9 @@ fn wrong_options_are_refused_by_name() {
 
 #[test]
 fn help_lists_the_options() {
-    for name in ["chat", "generate", "inspect", "verify", "bench", "profile"] {
+    for name in [
+        "chat", "generate", "inspect", "verify", "bench", "profile", "trace",
+    ] {
         let output = run(name, &["--help"]);
         assert_succeeds(&output);
         let text = stdout(&output);

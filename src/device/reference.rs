@@ -290,6 +290,12 @@ impl Stepwise for ReferenceExecutor {
         Ok(())
     }
 
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let mut rows = self.cached_rows(layer, batch);
+        rows.truncate(rows.len() / 2);
+        Ok(rows)
+    }
+
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
         self.replace_cached(layer, position, rows);
         Ok(())

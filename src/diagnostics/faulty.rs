@@ -195,6 +195,10 @@ impl Stepwise for Faulty {
         self.inner.set_buffer(id, rows)
     }
 
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        self.inner.cached_keys(layer, batch)
+    }
+
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
         self.inner.set_cached_rows(layer, position, rows)
     }

@@ -6,10 +6,15 @@ mod faults;
 #[cfg(test)]
 mod faulty;
 mod profile;
+mod trace;
 mod verify;
 
 pub use bisect::{BisectReport, Culprit, FeatureReport, FeatureTrial, find_feature};
 pub use profile::{Profile, ProfiledDispatch};
+pub(crate) use trace::Recorder;
+pub use trace::{
+    DiffOptions, TensorDiff, Trace, TraceDiff, TraceEntry, TraceFinding, TraceOptions,
+};
 pub use verify::{
     Check, Checked, Divergence, Finding, Input, Outcome, Phase, Problem, VerifyLevel,
     VerifyOptions, VerifyReport,

@@ -3,6 +3,7 @@
 use super::{Access, Kernel, Uses, row_stride};
 use crate::kv_cache::first_visible;
 use bytemuck::{Pod, Zeroable};
+use std::ops::{Range, RangeInclusive};
 
 /// The `Params` of `attention.wgsl`.
 #[repr(C)]
@@ -75,11 +76,7 @@ pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
 /// `[capacity, n_head_kv, head_dim]`.
 pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: &mut [f32]) {
     let Shape {
-        n_head,
-        n_head_kv,
-        head_dim,
-        position,
-        ..
+        n_head, head_dim, ..
     } = *shape;
     for (index, (q, dst)) in q
         .chunks_exact(head_dim)
@@ -87,23 +84,11 @@ pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: 
         .enumerate()
     {
         let (row, head) = (index / n_head, index % n_head);
-        let at = |key: usize| {
-            let start = (key * n_head_kv + head / (n_head / n_head_kv)) * head_dim;
-            start..start + head_dim
-        };
-        let visible = first_visible(position + row, shape.window)..=position + row;
-        let mut weights: Vec<f64> = visible
-            .clone()
-            .map(|key| f64::from(shape.scale) * dot(q, &keys[at(key)]))
-            .collect();
-        let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        for weight in &mut weights {
-            *weight = (*weight - highest).exp();
-        }
+        let (visible, weights) = exponentials(shape, row, head, q, keys);
         let total: f64 = weights.iter().sum();
         let mut sums = vec![0.0; head_dim];
         for (key, weight) in visible.zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(&values[at(key)]) {
+            for (sum, &value) in sums.iter_mut().zip(&values[shape.at(key, head)]) {
                 *sum += weight * f64::from(value);
             }
         }
@@ -111,6 +96,54 @@ pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: 
             *dst = (sum / total) as f32;
         }
     }
+}
+
+/// What each query head of row `row` gives to each position: `q` is `[n_head, head_dim]`, `keys`
+/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible.
+pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], keys: &[f32], dst: &mut [f32]) {
+    dst.fill(0.0);
+    let n_positions = dst.len() / shape.n_head;
+    for (head, (q, dst)) in q
+        .chunks_exact(shape.head_dim)
+        .zip(dst.chunks_exact_mut(n_positions))
+        .enumerate()
+    {
+        let (visible, weights) = exponentials(shape, row, head, q, keys);
+        let total: f64 = weights.iter().sum();
+        for (key, weight) in visible.zip(weights) {
+            dst[key] = (weight / total) as f32;
+        }
+    }
+}
+
+impl Shape {
+    /// The elements of a position's key, or value, that a query head reads.
+    fn at(&self, position: usize, head: usize) -> Range<usize> {
+        let head_kv = head / (self.n_head / self.n_head_kv);
+        let start = (position * self.n_head_kv + head_kv) * self.head_dim;
+        start..start + self.head_dim
+    }
+}
+
+/// The positions that a query head sees, and the numerators of their softmax.
+fn exponentials(
+    shape: &Shape,
+    row: usize,
+    head: usize,
+    q: &[f32],
+    keys: &[f32],
+) -> (RangeInclusive<usize>, Vec<f64>) {
+    let position = shape.position + row;
+    let visible = first_visible(position, shape.window)..=position;
+    let mut weights: Vec<f64> = visible
+        .clone()
+        .map(|key| f64::from(shape.scale) * dot(q, &keys[shape.at(key, head)]))
+        .collect();
+    let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    for weight in &mut weights {
+        *weight = (*weight - highest).exp();
+    }
+    (visible, weights)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -457,6 +457,11 @@ impl Stepwise for GpuExecutor {
         })
     }
 
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let [keys, _] = &self.buffers.caches[layer];
+        self.cached_rows(layer, keys, batch)
+    }
+
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
         let row_bytes = self.kv.layers[layer].width() * self.kv.ty.bytes();
         let offset = (position * row_bytes) as u64;

@@ -1,0 +1,233 @@
+//! Takes what a trace asks for from the steps as they run.
+
+use super::select::{Part, parts};
+use super::statistics::Growing;
+use super::{Trace, TraceOptions};
+use crate::device::Observation;
+use crate::error::Result;
+use crate::kernels::attention;
+use crate::kv_cache::KvLayout;
+use crate::plan::{Batch, BufferId, Op, Outputs, Plan, Step};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Sees the steps of a session's batches and keeps what is asked for.
+pub(crate) struct Recorder<'a> {
+    plan: &'a Plan,
+    kv: &'a KvLayout,
+    options: &'a TraceOptions,
+    /// The positions that run.
+    runs: Range<usize>,
+    /// Those whose rows are kept.
+    positions: BTreeSet<usize>,
+    /// The tensors that are asked for, in the order of their steps.
+    wanted: Vec<Wanted>,
+    /// Queries of the batch `[n_rows, n_head * head_dim]`, where attention weights are asked for.
+    queries: BTreeMap<BufferId, Vec<f32>>,
+    /// Keys of every position so far, `[n_positions, n_head_kv * head_dim]`, of the layers whose
+    /// attention weights are asked for.
+    keys: BTreeMap<usize, Vec<f32>>,
+}
+
+struct Wanted {
+    /// The step's index in the plan.
+    step: usize,
+    part: Part,
+    tensor: Growing,
+}
+
+impl<'a> Recorder<'a> {
+    /// For tokens that run at some positions.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) where the options select nothing, or
+    /// what is not there.
+    pub(crate) fn new(
+        plan: &'a Plan,
+        kv: &'a KvLayout,
+        options: &'a TraceOptions,
+        runs: Range<usize>,
+    ) -> Result<Recorder<'a>> {
+        options.check(plan, kv.layers.len(), runs.clone())?;
+        let mut recorder = Recorder {
+            plan,
+            kv,
+            options,
+            positions: runs
+                .clone()
+                .filter(|&position| options.takes_position(position))
+                .collect(),
+            runs,
+            wanted: Vec::new(),
+            queries: BTreeMap::new(),
+            keys: BTreeMap::new(),
+        };
+        for (index, step) in plan.steps.iter().enumerate() {
+            for (part, name) in parts(step) {
+                if options.takes(&name) {
+                    recorder.want(index, step, part, name);
+                }
+            }
+        }
+        Ok(recorder)
+    }
+
+    fn want(&mut self, index: usize, step: &Step, part: Part, name: String) {
+        let row_shape = match (part, &step.op) {
+            (
+                Part::AttentionWeights,
+                Op::Attention {
+                    q, layer, n_head, ..
+                },
+            ) => {
+                self.queries.insert(*q, Vec::new());
+                self.keys.insert(*layer, Vec::new());
+                vec![*n_head, self.runs.end]
+            }
+            (_, Op::StoreKv { layer, .. }) => {
+                vec![self.kv.layers[*layer].width()]
+            }
+            (_, op) => {
+                let width = |dst| self.plan.buffer(dst).width;
+                vec![op.dst().map_or(0, width)]
+            }
+        };
+        let TraceOptions {
+            first_values,
+            whole,
+            ..
+        } = *self.options;
+        self.wanted.push(Wanted {
+            step: index,
+            part,
+            tensor: Growing::new(name, &row_shape, first_values, whole),
+        });
+    }
+
+    /// Before the first batch: `cached_keys` reads those of a layer at the positions of a batch that ran
+    /// before, `tokens` are all of the session.
+    pub(crate) fn start(
+        &mut self,
+        tokens: &[u32],
+        cached_keys: impl Fn(usize, &Batch<'_>) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let before = Batch {
+            tokens: &tokens[..self.runs.start],
+            position: 0,
+            outputs: Outputs::None,
+        };
+        if before.n_rows() > 0 {
+            for (layer, keys) in &mut self.keys {
+                *keys = cached_keys(*layer, &before)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a step has just computed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where all values are kept.
+    pub(crate) fn record(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) -> Result<()> {
+        let (keys, values) = match seen.step.op {
+            Op::StoreKv { .. } => seen.values.split_at(seen.values.len() / 2),
+            _ => (seen.values, seen.values),
+        };
+        if let Op::StoreKv { layer, .. } = seen.step.op
+            && let Some(so_far) = self.keys.get_mut(&layer)
+        {
+            so_far.extend_from_slice(keys);
+        }
+        if let Some(queries) = seen
+            .step
+            .op
+            .dst()
+            .and_then(|dst| self.queries.get_mut(&dst))
+        {
+            seen.values.clone_into(queries);
+        }
+        let first = self
+            .wanted
+            .partition_point(|wanted| wanted.step < seen.index);
+        for wanted in self.wanted[first..]
+            .iter_mut()
+            .take_while(|wanted| wanted.step == seen.index)
+        {
+            let rows = match wanted.part {
+                Part::Keys => keys,
+                Part::Output | Part::Values => values,
+                Part::AttentionWeights => {
+                    let Some((shape, q, keys)) =
+                        attends(self.kv, &self.queries, &self.keys, batch, &seen.step.op)
+                    else {
+                        continue;
+                    };
+                    let mut weights = vec![0.0; wanted.tensor.width()];
+                    let q_width = shape.n_head * shape.head_dim;
+                    for (row, q) in q.chunks_exact(q_width).enumerate() {
+                        let position = batch.position + row;
+                        if self.positions.contains(&position) {
+                            attention::weights(&shape, row, q, keys, &mut weights);
+                            wanted.tensor.push(position, &weights)?;
+                        }
+                    }
+                    continue;
+                }
+            };
+            let rows = rows.chunks_exact(wanted.tensor.width().max(1));
+            // Rows of outputs are the last of their batch.
+            let position = batch.position + batch.n_rows().saturating_sub(rows.len());
+            for (row, values) in rows.enumerate() {
+                if self.positions.contains(&(position + row)) {
+                    wanted.tensor.push(position + row, values)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The trace of what was recorded.
+    pub(crate) fn finish(self, source: String, tokens: &[u32]) -> Trace {
+        let entries = self.wanted.into_iter();
+        Trace {
+            source,
+            tokens: tokens.to_vec(),
+            position: self.runs.start,
+            options: Some(self.options.clone()),
+            entries: entries
+                .filter_map(|wanted| wanted.tensor.finish())
+                .collect(),
+        }
+    }
+}
+
+/// What an attention of a batch attends to: its shape, queries and keys.
+fn attends<'a>(
+    kv: &KvLayout,
+    queries: &'a BTreeMap<BufferId, Vec<f32>>,
+    keys: &'a BTreeMap<usize, Vec<f32>>,
+    batch: &Batch<'_>,
+    op: &Op,
+) -> Option<(attention::Shape, &'a [f32], &'a [f32])> {
+    let Op::Attention {
+        q,
+        layer,
+        n_head,
+        scale,
+        window,
+        ..
+    } = *op
+    else {
+        return None;
+    };
+    let cache = kv.layers[layer];
+    let shape = attention::Shape {
+        n_head,
+        n_head_kv: cache.n_head_kv,
+        head_dim: cache.head_dim,
+        position: batch.position,
+        scale,
+        window,
+    };
+    Some((shape, queries.get(&q)?, keys.get(&layer)?))
+}
