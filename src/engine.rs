@@ -6,6 +6,7 @@ use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
 use crate::device::{Activations, Backend, Device, DeviceInfo, Executor};
+use crate::diagnostics::{Depth, FileReport, UploadReport, check_file, check_upload};
 use crate::diagnostics::{VerifyOptions, VerifyReport, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -167,6 +168,27 @@ impl Engine {
     /// Bytes of the weights as the device holds them.
     pub fn weight_bytes(&self) -> u64 {
         self.inner.model.weights.stored_bytes()
+    }
+
+    /// Looks at what the tensors of the file hold, on all cores.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a check that `verify` is to call")
+    )]
+    pub(crate) fn check_file(&self, depth: Depth) -> FileReport {
+        check_file(&self.inner.gguf, depth)
+    }
+
+    /// Compares the weights on the device with the file.
+    ///
+    /// # Errors
+    /// Those of the device.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a check that `verify` is to call")
+    )]
+    pub(crate) fn check_upload(&self, depth: Depth) -> Result<UploadReport> {
+        check_upload(self.weights(), self.inner.backend.as_ref(), depth)
     }
 
     /// Runs a short real prompt on the engine's device and checks each step against the reference.

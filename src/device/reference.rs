@@ -1,13 +1,14 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
-use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::Weights;
+use crate::model::{WeightId, Weights};
 use crate::plan::{Batch, BufferId, Op, Plan};
 use std::borrow::Cow;
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A model's weights for [`ReferenceExecutor`]: rows are decoded from the file when they are used.
@@ -42,6 +43,10 @@ impl Backend for ReferenceBackend {
         let weights = self.weights.stored_bytes();
         // The caches here are f32 whatever their type, which is at least half as wide.
         super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
+    }
+
+    fn compare_weight(&self, _: WeightId, _: &[Range<usize>]) -> Result<Held> {
+        Ok(Held::InFile)
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

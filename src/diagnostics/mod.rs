@@ -4,5 +4,8 @@ mod profile;
 mod verify;
 
 pub use profile::{Profile, ProfiledDispatch};
-pub(crate) use verify::verify;
-pub use verify::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
+pub use verify::{
+    BlockScale, Depth, Divergence, FileReport, Finding, Phase, TensorFault, TensorReport,
+    UploadReport, VerifyOptions, VerifyReport,
+};
+pub(crate) use verify::{check_file, check_upload, verify};

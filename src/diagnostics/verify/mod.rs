@@ -6,11 +6,19 @@
 //! same tokens once more as it always does, unwatched, and must give the same logits.
 
 mod compare;
+mod depth;
+mod file;
 mod report;
 #[cfg(test)]
 mod tests;
+mod upload;
 
+pub use depth::Depth;
+pub(crate) use file::check_file;
+pub use file::{BlockScale, FileReport, TensorFault, TensorReport};
 pub use report::{Divergence, Finding, Phase, VerifyOptions, VerifyReport};
+pub use upload::UploadReport;
+pub(crate) use upload::check_upload;
 
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Executor, Observation, Rounding};
