@@ -17,6 +17,8 @@ usage: cargo run --release --example inspect -- [OPTIONS]
 
 Prints metadata, tensors, the spec, the plan and the memory that it takes. Nothing is loaded on a
 device; --weights, --kv and --context change the memory.
+
+  --hashes           the XXH64 of each tensor, to compare two files; as `llama-gguf-hash --xxh64`
 ";
 
 fn main() -> ExitCode {
@@ -24,10 +26,14 @@ fn main() -> ExitCode {
 }
 
 fn inspect() -> Result {
-    let mut options = Options::parse(ABOUT, |_, _| Ok(false))?;
+    let mut has_hashes = false;
+    let mut options = Options::parse(ABOUT, |name, _| {
+        has_hashes |= name == "hashes";
+        Ok(name == "hashes")
+    })?;
     let mut out = BufWriter::new(io::stdout().lock());
     let (_, gguf) = options.open()?;
-    print_file(&mut out, &gguf)?;
+    print_file(&mut out, &gguf, has_hashes)?;
     // What follows may refuse the model; the file's own contents are shown all the same.
     out.flush()?;
 
@@ -41,7 +47,7 @@ fn inspect() -> Result {
     Ok(())
 }
 
-fn print_file(out: &mut impl Write, gguf: &Gguf) -> io::Result<()> {
+fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result<()> {
     let [version, bytes] = [gguf.version().into(), gguf.file_bytes()];
     writeln!(
         out,
@@ -57,7 +63,7 @@ fn print_file(out: &mut impl Write, gguf: &Gguf) -> io::Result<()> {
     writeln!(out, "\ntensors: {}", gguf.tensors().len())?;
     for tensor in gguf.tensors() {
         let shape = format!("{:?}", tensor.shape);
-        writeln!(
+        write!(
             out,
             "  {:<28} {:<4} {shape:<14} {} bytes at {}",
             tensor.name,
@@ -65,6 +71,10 @@ fn print_file(out: &mut impl Write, gguf: &Gguf) -> io::Result<()> {
             tensor.n_bytes,
             tensor.offset,
         )?;
+        if has_hashes {
+            write!(out, ", xxh64 {:016x}", gguf.tensor_hash(tensor))?;
+        }
+        writeln!(out)?;
     }
     Ok(())
 }

@@ -207,6 +207,10 @@ impl Engine {
         self.inner.backend.rounding()
     }
 
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        self.inner.backend.as_ref()
+    }
+
     pub(crate) fn plan_shared(&self) -> Arc<Plan> {
         self.inner.plan.clone()
     }

@@ -22,9 +22,12 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-// Test models are written by code that unit tests and integration tests share.
+// Test models are found and written by code that unit tests and integration tests share.
 #[cfg(test)]
 extern crate self as trueshot;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 #[cfg(test)]
 #[path = "../tests/support/tiny.rs"]
 mod tiny;
@@ -49,12 +52,14 @@ pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
-pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use device::{
+    Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference, gpus,
+};
 pub use diagnostics::{
-    BisectReport, Check, Checked, Culprit, DiffOptions, Divergence, FeatureReport, FeatureTrial,
-    Finding, Input, Outcome, Phase, Problem, Profile, ProfiledDispatch, TensorDiff, Trace,
-    TraceDiff, TraceEntry, TraceFinding, TraceOptions, VerifyLevel, VerifyOptions, VerifyReport,
-    find_feature,
+    BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,
+    FeatureReport, FeatureTrial, FileReport, Finding, Input, Outcome, Phase, Problem, Profile,
+    ProfiledDispatch, TensorDiff, TensorFault, TensorReport, Trace, TraceDiff, TraceEntry,
+    TraceFinding, TraceOptions, UploadReport, VerifyOptions, VerifyReport, find_feature,
 };
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};

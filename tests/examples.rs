@@ -1,5 +1,6 @@
 //! The examples as a person runs them: what goes to stdout, what to stderr, and the exit code.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -359,6 +360,25 @@ fn inspect_shows_every_part_of_a_model() {
     ] {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
+}
+
+#[test]
+fn inspect_shows_hashes_where_they_are_asked_for() {
+    let output = run("inspect", &["--hashes"]);
+    assert_succeeds(&output);
+    let is_hash = |text: &str| text.len() == 16 && text.chars().all(|c| c.is_ascii_hexdigit());
+    let tensors = stdout(&output)
+        .lines()
+        .filter(|line| line.contains(" bytes at "));
+    let (mut n_tensors, mut hashes) = (0, BTreeSet::new());
+    for line in tensors {
+        let hash = line.split_once(", xxh64 ").map(|(_, hash)| hash);
+        assert!(hash.is_some_and(is_hash), "{line}");
+        hashes.extend(hash);
+        n_tensors += 1;
+    }
+    assert_eq!((n_tensors, hashes.len()), (272, 272));
+    assert!(!stdout(&run("inspect", &[])).contains("xxh64"));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use trueshot::gguf::Gguf;
-use trueshot::{Activations, Device, Engine, GenerateOptions, KvType, Progress, WeightStorage};
+use trueshot::{
+    Activations, Device, Engine, EngineBuilder, GenerateOptions, KvType, Progress, WeightStorage,
+};
 
 const HELP: &str = "\
 Options of every example:
@@ -17,6 +19,7 @@ Options of every example:
   --device DEVICE    auto, cpu, gpu, gpu:INDEX, gpu:NAME or reference [auto]
   --threads N        threads of the CPU device [one a core]
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
+  --layers N         the first N layers of the model alone, to see where an answer goes wrong [all]
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
@@ -40,6 +43,7 @@ pub struct Options {
     pub device: Device,
     pub threads: Option<usize>,
     pub context: Option<usize>,
+    pub layers: Option<usize>,
     pub weights: WeightStorage,
     pub kv: KvType,
     pub activations: Activations,
@@ -60,6 +64,7 @@ impl Options {
             device: Device::Auto,
             threads: None,
             context: None,
+            layers: None,
             weights: WeightStorage::Native,
             kv: KvType::F16,
             activations: Activations::Auto,
@@ -92,6 +97,7 @@ impl Options {
             "device" => self.device = value(name, parser)?,
             "threads" => self.threads = Some(value(name, parser)?),
             "context" => self.context = Some(value(name, parser)?),
+            "layers" => self.layers = Some(value(name, parser)?),
             "weights" => {
                 let types = [
                     ("native", WeightStorage::Native),
@@ -134,6 +140,11 @@ impl Options {
 
     /// The engine for an open file, with the load's progress on stderr.
     pub fn build(&self, gguf: Gguf) -> Result<Engine> {
+        Ok(self.builder(gguf).build()?)
+    }
+
+    /// As [`Options::build`], before it is built.
+    pub fn builder(&self, gguf: Gguf) -> EngineBuilder {
         let mut builder = Engine::builder_from(gguf)
             .device(self.device.clone())
             .weights(self.weights)
@@ -150,7 +161,10 @@ impl Options {
         if let Some(n_threads) = self.threads {
             builder = builder.threads(n_threads);
         }
-        Ok(builder.build()?)
+        if let Some(n_layer) = self.layers {
+            builder = builder.layers(n_layer);
+        }
+        builder
     }
 
     /// The engine of the model asked for.

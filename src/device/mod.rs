@@ -1,6 +1,7 @@
 //! Where a plan runs: the reference (the truth, slow), the CPU (fast) or a GPU through wgpu.
 
 pub(crate) mod cpu;
+mod held;
 pub(crate) mod reference;
 pub(crate) mod stepwise;
 pub(crate) mod wgpu;
@@ -8,14 +9,19 @@ pub(crate) mod wgpu;
 use crate::error::{Error, Result};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvLayout;
+use crate::model::WeightId;
 use crate::plan::{Batch, Plan, Step};
 use crate::sampler::PlainSampling;
 use serde::Serialize;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 pub(crate) use stepwise::Stepwise;
+
+pub(crate) use held::Held;
+pub use held::HeldDifference;
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -265,6 +271,21 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Bytes that a cache may take beside the weights; `None` where the device does not say.
     fn cache_budget_bytes(&self) -> Option<u64>;
+
+    /// Compares, bit by bit, what it holds of some rows of a weight (runs of them, in order) with what
+    /// the file gives. Neighbours of these rows may be compared too.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Gpu`] where it cannot be read back.
+    fn compare_weight(&self, id: WeightId, runs: &[Range<usize>]) -> Result<Held>;
+
+    /// Compares the tables of angles that it holds with new ones.
+    ///
+    /// # Errors
+    /// As [`Backend::compare_weight`].
+    fn compare_rope_tables(&self) -> Result<Held> {
+        Ok(Held::Same { bytes: 0 })
+    }
 
     /// Makes room for one session: scratch buffers and a zeroed cache.
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>>;

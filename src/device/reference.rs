@@ -1,11 +1,11 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
 use super::stepwise::every_step;
-use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer, Stepwise};
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::Weights;
+use crate::model::{WeightId, Weights};
 use crate::plan::{Batch, BufferId, Op, Plan};
 use std::borrow::Cow;
 use std::mem;
@@ -44,6 +44,10 @@ impl Backend for ReferenceBackend {
         let weights = self.weights.stored_bytes();
         // The caches here are f32 whatever their type, which is at least half as wide.
         super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
+    }
+
+    fn compare_weight(&self, _: WeightId, _: &[Range<usize>]) -> Result<Held> {
+        Ok(Held::InFile)
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

@@ -15,9 +15,11 @@ pub(crate) use trace::Recorder;
 pub use trace::{
     DiffOptions, TensorDiff, Trace, TraceDiff, TraceEntry, TraceFinding, TraceOptions,
 };
+#[cfg(test)]
+pub(crate) use verify::check_upload;
 pub use verify::{
-    Check, Checked, Divergence, Finding, Input, Outcome, Phase, Problem, VerifyLevel,
-    VerifyOptions, VerifyReport,
+    BlockScale, Check, Checked, Depth, Divergence, FileReport, Finding, Input, Outcome, Phase,
+    Problem, TensorFault, TensorReport, UploadReport, VerifyOptions, VerifyReport,
 };
 pub(crate) use verify::{bisect_engine, verify};
 

@@ -14,6 +14,7 @@ mod writer;
 
 use std::path::Path;
 
+pub(crate) use blocks::MOST_SCALES;
 pub use blocks::WeightType;
 pub use metadata::Metadata;
 pub use tensor::{TensorInfo, TensorType};
@@ -23,6 +24,7 @@ pub use writer::Writer;
 use crate::error::Result;
 use map::FileBytes;
 use reader::Contents;
+use xxhash_rust::xxh64::xxh64;
 
 /// A GGUF file, opened and validated.
 ///
@@ -113,6 +115,15 @@ impl Gguf {
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
         let start = tensor.offset as usize;
         &self.file[start..start + tensor.n_bytes as usize]
+    }
+
+    /// The XXH64 of a tensor's bytes, by which two files can be compared tensor by tensor. llama.cpp's
+    /// `llama-gguf-hash --xxh64` gives the same.
+    ///
+    /// # Panics
+    /// As [`Gguf::tensor_bytes`].
+    pub fn tensor_hash(&self, tensor: &TensorInfo) -> u64 {
+        xxh64(self.tensor_bytes(tensor), 0)
     }
 
     /// Tells the operating system that the bytes of a tensor are not needed soon, so that a mapped

@@ -14,15 +14,16 @@ mod simd;
 mod tests;
 mod weights;
 
-use super::{Backend, DeviceInfo, DeviceKind, Executor};
+use super::{Backend, DeviceInfo, DeviceKind, Executor, Held};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
-use crate::model::Weights;
+use crate::model::{WeightId, Weights};
 use crate::plan::Plan;
 use executor::CpuExecutor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use simd::Simd;
 use std::num::NonZero;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use weights::CpuWeights;
@@ -97,6 +98,11 @@ impl Backend for CpuBackend {
 
     fn cache_budget_bytes(&self) -> Option<u64> {
         available_memory_bytes()
+    }
+
+    fn compare_weight(&self, id: WeightId, runs: &[Range<usize>]) -> Result<Held> {
+        let Shared { weights, pool, .. } = &*self.shared;
+        Ok(pool.install(|| weights.compare(id, runs)))
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

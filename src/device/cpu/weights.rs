@@ -1,5 +1,6 @@
 //! The weights as the kernels read them: in the mapped file, or converted to the type asked for.
 
+use crate::device::held::{Held, HeldDifference, first_difference};
 use crate::error::{Error, Result};
 use crate::model::{Weight, WeightId, Weights};
 use rayon::ThreadPool;
@@ -96,6 +97,48 @@ impl CpuWeights {
         }
     }
 
+    /// Compares the rows of a weight that are not read from the file where it lies.
+    pub(super) fn compare(&self, id: WeightId, runs: &[Range<usize>]) -> Held {
+        let (weight, entry) = (self.get(id), &self.entries[id.0]);
+        let held: &[u8] = match &entry.converted {
+            Some(bytes) => bytes,
+            None if weight.n_rows == 1 => bytemuck::cast_slice(&entry.vector),
+            None => return Held::InFile,
+        };
+        let row_bytes = weight.ty.row_bytes(weight.n_cols);
+        let bytes_of = |rows: &Range<usize>| &held[rows.start * row_bytes..rows.end * row_bytes];
+        let first = runs
+            .par_iter()
+            .flat_map(|run| {
+                run.clone()
+                    .into_par_iter()
+                    .step_by(ROWS_PER_TASK)
+                    .map(|start| start..run.end.min(start + ROWS_PER_TASK))
+            })
+            .filter_map(|rows| {
+                let expected = self.weights.stored_rows(id, rows.clone());
+                let difference = first_difference(bytes_of(&rows), &expected)?;
+                Some((rows.start, difference))
+            })
+            .min_by_key(|(row, _)| *row);
+        let Some((row, difference)) = first else {
+            let bytes = runs.iter().map(|run| bytes_of(run).len() as u64).sum();
+            return Held::Same { bytes };
+        };
+        let byte = difference.word * 4 + difference.bit / 8;
+        Held::Differs(HeldDifference {
+            name: weight.name.clone(),
+            row: row + byte / row_bytes,
+            plane: 0,
+            word: row * row_bytes / 4 + difference.word,
+            found: difference.found,
+            expected: difference.expected,
+            all_zero: runs
+                .iter()
+                .all(|run| bytes_of(run).iter().all(|&byte| byte == 0)),
+        })
+    }
+
     /// The values of a vector.
     pub(super) fn vector(&self, id: WeightId) -> &[f32] {
         &self.entries[id.0].vector
@@ -114,4 +157,86 @@ fn convert(weights: &Weights, id: WeightId) -> Vec<u8> {
             bytes.copy_from_slice(&weights.stored_rows(id, first..first + bytes.len() / row_bytes));
         });
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::WeightType;
+    use crate::model::{DecoderModel, WeightStorage};
+    use crate::tiny;
+    use std::sync::Arc;
+
+    fn weights(ty: WeightType, storage: WeightStorage) -> CpuWeights {
+        let gguf = Arc::new(tiny::gguf(ty, None));
+        let weights = DecoderModel::from_gguf(gguf, storage).unwrap().weights;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        CpuWeights::new(weights, &pool.unwrap(), None, &mut |_, _| ()).unwrap()
+    }
+
+    fn find(weights: &CpuWeights, name: &str) -> WeightId {
+        let mut all = weights.weights.iter();
+        all.find(|(_, weight)| weight.name == name).unwrap().0
+    }
+
+    fn compare(weights: &CpuWeights, id: WeightId) -> Held {
+        weights.compare(id, std::slice::from_ref(&(0..weights.get(id).n_rows)))
+    }
+
+    #[test]
+    fn matrices_of_the_files_type_are_read_where_they_lie() {
+        for ty in WeightType::ALL {
+            let weights = weights(ty, WeightStorage::Native);
+            for (id, weight) in weights.weights.iter() {
+                match compare(&weights, id) {
+                    Held::InFile if weight.n_rows > 1 => {}
+                    Held::Same { bytes } if weight.n_rows == 1 => {
+                        assert_eq!(bytes, weight.stored_bytes());
+                    }
+                    other => panic!("{ty:?}, {}: {other:?}", weight.name),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damage_to_converted_weights_is_named_with_weight_and_row() {
+        for ty in WeightType::ALL {
+            for storage in [WeightStorage::F16, WeightStorage::F32] {
+                let mut weights = weights(ty, storage);
+                let id = find(&weights, "token_embd.weight");
+                if !is_converted(weights.get(id)) {
+                    continue;
+                }
+                assert!(matches!(compare(&weights, id), Held::Same { .. }), "{ty:?}");
+                let row_bytes = weights.get(id).ty.row_bytes(weights.get(id).n_cols);
+                for row in [319, 200, 65, 0] {
+                    let bytes = weights.entries[id.0].converted.as_mut().unwrap();
+                    bytes[(row + 1) * row_bytes - 1] ^= 0x10;
+                    let Held::Differs(found) = compare(&weights, id) else {
+                        panic!("{ty:?}, row {row}");
+                    };
+                    assert_eq!((found.name.as_str(), found.row), ("token_embd.weight", row));
+                    assert_eq!(found.found ^ found.expected, 0x1000_0000);
+                    assert!(!found.all_zero);
+                }
+                let bytes = weights.entries[id.0].converted.as_mut().unwrap();
+                bytes.fill(0);
+                let found = compare(&weights, id);
+                assert!(matches!(found, Held::Differs(found) if found.all_zero && found.row == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn damage_to_a_vector_is_named_with_its_element() {
+        let mut weights = weights(WeightType::Q4_K, WeightStorage::Native);
+        let id = find(&weights, "blk.1.ffn_norm.weight");
+        weights.entries[id.0].vector[130] += 1.0;
+        let found = compare(&weights, id);
+        assert!(
+            matches!(&found, Held::Differs(found) if found.word == 130 && found.row == 0),
+            "{found:?}"
+        );
+    }
 }

@@ -1,6 +1,7 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
 mod chain;
+mod compare;
 pub(crate) mod context;
 mod executor;
 mod kept_pipelines;
@@ -22,12 +23,13 @@ pub(crate) use context::{Context as Gpu, adapters};
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
-use super::{Activations, Backend, DeviceInfo, Executor, Rounding};
+use super::{Activations, Backend, DeviceInfo, Executor, Held, Rounding};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
-use crate::model::Weights;
+use crate::model::{WeightId, Weights};
 use crate::plan::{Plan, RopeTable};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Tokens of a prefill batch.
 const PREFILL_ROWS: usize = 512;
@@ -96,6 +98,18 @@ impl Backend for GpuBackend {
         None
     }
 
+    fn compare_weight(&self, id: WeightId, runs: &[Range<usize>]) -> Result<Held> {
+        let Shared {
+            context, weights, ..
+        } = &*self.shared;
+        compare::compare_weight(context, weights, id, runs)
+    }
+
+    fn compare_rope_tables(&self) -> Result<Held> {
+        let Shared { context, .. } = &*self.shared;
+        compare::compare_tables(context, &self.shared.rope_tables())
+    }
+
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
         let executor = GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?;
         self.shared.context.save_pipelines();
@@ -104,12 +118,14 @@ impl Backend for GpuBackend {
 }
 
 impl Shared {
+    fn rope_tables(&self) -> MutexGuard<'_, Vec<StoredTable>> {
+        let tables = self.rope_tables.lock();
+        tables.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Cosines and sines of every position below `capacity`: `[capacity, n_dims / 2, 2] f32`.
     fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<::wgpu::Buffer> {
-        let mut stored = self
-            .rope_tables
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut stored = self.rope_tables();
         if let Some(found) = stored
             .iter()
             .find(|s| s.table == *table && s.capacity >= capacity)
@@ -117,7 +133,8 @@ impl Shared {
             return Ok(found.buffer.clone());
         }
         let row_bytes = table.n_dims() as u64 * 4;
-        let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_DST;
+        use ::wgpu::BufferUsages as Usages;
+        let usage = Usages::STORAGE | Usages::COPY_DST | Usages::COPY_SRC;
         let bytes = capacity as u64 * row_bytes;
         if bytes > self.context.max_binding_bytes() {
             let what = format!("a rope table of {capacity} positions");

@@ -71,6 +71,11 @@ impl GpuWeights {
         self.weights.get(id)
     }
 
+    /// The weights as the file gives them.
+    pub(super) fn source(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Weights of the whole model.
     pub(super) fn n_elements(&self) -> u64 {
         let elements = |(_, weight): (WeightId, &Weight)| (weight.n_rows * weight.n_cols) as u64;

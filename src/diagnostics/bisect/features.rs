@@ -3,7 +3,7 @@
 use crate::device::wgpu::GpuFeatures;
 use crate::diagnostics::verify::{VerifyOptions, VerifyReport};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
 
@@ -63,11 +63,11 @@ impl fmt::Display for FeatureReport {
 ///
 /// # Errors
 /// Those of `engine_with` and of [`Engine::verify`].
-pub fn find_feature(
-    mut engine_with: impl FnMut(GpuFeatures) -> Result<Engine>,
+pub fn find_feature<E: From<Error>>(
+    mut engine_with: impl FnMut(GpuFeatures) -> Result<Engine, E>,
     options: &VerifyOptions,
-) -> Result<FeatureReport> {
-    let mut trial = |without, features| {
+) -> Result<FeatureReport, E> {
+    let mut trial = |without, features| -> Result<FeatureTrial, E> {
         let report = engine_with(features)?.verify(options)?;
         Ok(FeatureTrial { without, report })
     };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::{DeviceInfo, DeviceKind, Rounding};
 use crate::diagnostics::faulty::{Fault, Faulty, Setup, setup};
-use crate::diagnostics::verify::{Check, Checked, Outcome, Problem, VerifyLevel, VerifyReport};
+use crate::diagnostics::verify::{Check, Checked, Depth, Outcome, Problem, VerifyReport};
 
 const TOKENS: [u32; 5] = [1, 260, 270, 280, 290];
 
@@ -83,7 +83,7 @@ fn trial(without: Option<&'static str>, is_right: bool) -> FeatureTrial {
     let report = VerifyReport {
         model: String::new(),
         device,
-        level: VerifyLevel::Quick,
+        depth: Depth::Quick,
         checks: vec![check],
     };
     FeatureTrial { without, report }

@@ -3,9 +3,9 @@
 //! The parts of the plan that are alike but for their layer are tried once: on the device's own weights, with the
 //! very kernels that run them in a session, of one row, of few and of many.
 
+use super::depth::Depth;
 use super::divergence::{Divergence, Input, Phase};
 use super::judge::{Agreed, Judge, Verified};
-use super::report::VerifyLevel;
 use crate::device::{Executor, Observation};
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -54,7 +54,7 @@ pub(super) fn check_kernels(
     verified: &Verified,
     executor: &mut dyn Executor,
     tokens: &[u32],
-    level: VerifyLevel,
+    depth: Depth,
 ) -> Result<KernelReport> {
     let mut prober = Prober {
         judge: Judge::new(verified),
@@ -62,10 +62,10 @@ pub(super) fn check_kernels(
         random: SplitMix64::new(0x7275_6573),
         report: KernelReport::default(),
     };
-    let n_rows: &[usize] = match level {
-        VerifyLevel::Quick => &[1, 5],
+    let n_rows: &[usize] = match depth {
+        Depth::Quick => &[1, 5],
         // Tails of the tiles of 4 to 64 rows, and more than one of them.
-        VerifyLevel::Full => &[1, 2, 3, 4, 5, 17, 67],
+        Depth::Full => &[1, 2, 3, 4, 5, 17, 67],
     };
     let plan = &verified.plan;
     let most = plan.max_rows.min(verified.kv.capacity).min(tokens.len());
@@ -84,7 +84,7 @@ pub(super) fn check_kernels(
                 continue;
             }
             prober.report.n_kinds += 1;
-            prober.part(executor, &batch, &part, level)?;
+            prober.part(executor, &batch, &part, depth)?;
             if prober.report.divergence.is_some() {
                 return Ok(prober.report);
             }
@@ -145,7 +145,7 @@ impl Prober<'_> {
         executor: &mut dyn Executor,
         batch: &Batch<'_>,
         part: &Range<usize>,
-        level: VerifyLevel,
+        depth: Depth,
     ) -> Result<()> {
         let ops = || {
             self.verified.plan.steps[part.clone()]
@@ -162,8 +162,8 @@ impl Prober<'_> {
             true => &POSITIONS[..],
             false => &POSITIONS[..1],
         };
-        let inputs: &[Input] = match (level, batch.n_rows()) {
-            (VerifyLevel::Quick, 2..) => &[Input::Random, Input::Huge],
+        let inputs: &[Input] = match (depth, batch.n_rows()) {
+            (Depth::Quick, 2..) => &[Input::Random, Input::Huge],
             _ => &[Input::Random, Input::Tiny, Input::Huge, Input::Zero],
         };
         for &position in positions {

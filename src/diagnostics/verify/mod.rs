@@ -1,7 +1,9 @@
 //! Is it right: here, now, on this device, with this file?
 
 mod compare;
+mod depth;
 mod divergence;
+mod file;
 mod judge;
 mod kernels;
 mod report;
@@ -9,13 +11,19 @@ mod sessions;
 mod steps;
 #[cfg(test)]
 mod steps_tests;
+mod upload;
 
 #[cfg(test)]
 pub(super) use compare::rms;
+pub use depth::Depth;
 pub use divergence::{Divergence, Finding, Input, Phase};
+pub use file::{BlockScale, FileReport, TensorFault, TensorReport};
 pub(crate) use judge::Verified;
-pub use report::{Check, Checked, Outcome, Problem, VerifyLevel, VerifyOptions, VerifyReport};
+pub use report::{Check, Checked, Outcome, Problem, VerifyOptions, VerifyReport};
 pub(crate) use sessions::logits_bound;
+pub use upload::UploadReport;
+#[cfg(test)]
+pub(crate) use upload::check_upload;
 
 use super::bisect::{BisectReport, bisect};
 use crate::device::Executor;
@@ -31,16 +39,14 @@ use std::time::Instant;
 /// Those of the device and the tokenizer; a result that is wrong is in the report.
 pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyReport> {
     let tokens = prompt_tokens(engine, options)?;
-    let level = options.level;
+    let depth = options.depth;
     let mut checks = Vec::new();
     let mut check = |checked, run: &mut dyn FnMut() -> Result<Outcome>| -> Result<()> {
         let started = Instant::now();
         let outcome = match run() {
-            Err(Error::WrongResult { step, message }) => Outcome::Wrong(Problem {
-                place: step,
-                message,
-                divergence: None,
-            }),
+            Err(Error::WrongResult { step, message }) => {
+                Outcome::Wrong(Problem::at(&step, message))
+            }
             outcome => outcome?,
         };
         let seconds = started.elapsed().as_secs_f64();
@@ -51,10 +57,24 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
         });
         Ok(())
     };
+    check(Checked::File, &mut || {
+        let report = file::check_file(engine.gguf(), depth);
+        Ok(match report.faults().next() {
+            Some((tensor, _)) => Outcome::Wrong(Problem::at(tensor, report.to_string())),
+            None => Outcome::Right(report.to_string()),
+        })
+    })?;
+    check(Checked::Upload, &mut || {
+        let report = upload::check_upload(engine.weights(), engine.backend(), depth)?;
+        Ok(match report.differences.first() {
+            Some(first) => Outcome::Wrong(Problem::at(&first.name, report.to_string())),
+            None => Outcome::Right(report.to_string()),
+        })
+    })?;
     check(Checked::Kernels, &mut || {
         let (verified, mut executor) =
             verified(engine, kernels::CAPACITY.min(engine.context_length()))?;
-        let report = kernels::check_kernels(&verified, executor.as_mut(), &tokens, level)?;
+        let report = kernels::check_kernels(&verified, executor.as_mut(), &tokens, depth)?;
         Ok(match report.divergence {
             Some(divergence) => Outcome::Wrong(divergence.into()),
             None => Outcome::Right(report.to_string()),
@@ -67,14 +87,14 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
             executor.as_mut(),
             &tokens,
             options.decode_tokens,
-            level,
+            depth,
         )?;
         Ok(match report.divergence {
             Some(divergence) => Outcome::Wrong(divergence.into()),
             None => Outcome::Right(report.to_string()),
         })
     })?;
-    let mut sessions = Sessions::new(engine, &tokens, level)?;
+    let mut sessions = Sessions::new(engine, &tokens, depth)?;
     check(Checked::Rewind, &mut || sessions.check_rewind())?;
     check(Checked::TokenByToken, &mut || {
         sessions.check_token_by_token()
@@ -83,7 +103,7 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
     Ok(VerifyReport {
         model: engine.spec().name.clone(),
         device: engine.device_info().clone(),
-        level,
+        depth,
         checks,
     })
 }

@@ -1,5 +1,6 @@
 //! What a verification says: for people by `Display`, for programs by its fields and by `serde`.
 
+use super::depth::Depth;
 use super::divergence::Divergence;
 use crate::device::DeviceInfo;
 use serde::Serialize;
@@ -9,7 +10,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyOptions {
     /// How much of the model is looked at.
-    pub level: VerifyLevel,
+    pub depth: Depth,
     /// Run as one batch.
     pub prompt: String,
     /// Tokens of that batch, at most those of one batch of the device: the prompt is repeated or cut
@@ -22,7 +23,7 @@ pub struct VerifyOptions {
 impl Default for VerifyOptions {
     fn default() -> Self {
         VerifyOptions {
-            level: VerifyLevel::Full,
+            depth: Depth::Full,
             prompt: "The capital of France is".to_owned(),
             prompt_tokens: 70,
             decode_tokens: 2,
@@ -30,22 +31,15 @@ impl Default for VerifyOptions {
     }
 }
 
-/// How much a verification looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VerifyLevel {
-    /// Some layers, some rows of the weights, few inputs: seconds.
-    Quick,
-    /// Everything.
-    #[default]
-    Full,
-}
-
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Checked {
+    /// The tensors of the file: whether what they hold can be right.
+    File,
+    /// What the device holds of them.
+    Upload,
     /// Each kind of step on values made for it: random, tiny, huge and zero, of one row and of many.
     Kernels,
     /// Every step of a real prompt, each on what the device had before it.
@@ -61,6 +55,8 @@ pub enum Checked {
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Checked::File => "file",
+            Checked::Upload => "upload",
             Checked::Kernels => "kernels",
             Checked::Steps => "steps",
             Checked::TokenByToken => "token by token",
@@ -79,6 +75,16 @@ pub struct Problem {
     pub message: String,
     /// The values, where a step was compared with the reference.
     pub divergence: Option<Divergence>,
+}
+
+impl Problem {
+    pub(super) fn at(place: &str, message: String) -> Problem {
+        Problem {
+            place: place.to_owned(),
+            message,
+            divergence: None,
+        }
+    }
 }
 
 impl From<Divergence> for Problem {
@@ -123,7 +129,7 @@ pub struct VerifyReport {
     /// The device.
     pub device: DeviceInfo,
     /// How much was looked at.
-    pub level: VerifyLevel,
+    pub depth: Depth,
     /// In the order they ran.
     pub checks: Vec<Check>,
 }

@@ -1,6 +1,7 @@
 //! Whole sessions against each other: what they give must not depend on how they came to it.
 
-use super::report::{Outcome, Problem, VerifyLevel};
+use super::depth::Depth;
+use super::report::{Outcome, Problem};
 use crate::device::Rounding;
 use crate::diagnostics::relative_error;
 use crate::engine::Engine;
@@ -16,7 +17,7 @@ const GENERATED: usize = 8;
 /// Runs of a seed.
 const RUNS: usize = 3;
 const SEEDS: Range<u64> = 7..10;
-/// Tokens of the prompt at the quick level.
+/// Tokens of the prompt at the quick depth.
 const FEW_TOKENS: usize = 16;
 
 /// The relative error of logits, their means taken off, that rounding explains between two ways to run
@@ -33,11 +34,7 @@ pub(crate) fn logits_bound(rounding: Rounding, kv: KvType) -> f64 {
 }
 
 fn wrong(place: &str, message: String) -> Outcome {
-    Outcome::Wrong(Problem {
-        place: place.to_owned(),
-        message,
-        divergence: None,
-    })
+    Outcome::Wrong(Problem::at(place, message))
 }
 
 /// Two sessions that have run nothing, and the tokens they are to run.
@@ -49,10 +46,10 @@ pub(super) struct Sessions<'a> {
 }
 
 impl<'a> Sessions<'a> {
-    pub(super) fn new(engine: &'a Engine, tokens: &'a [u32], level: VerifyLevel) -> Result<Self> {
-        let most = match level {
-            VerifyLevel::Quick => FEW_TOKENS,
-            VerifyLevel::Full => usize::MAX,
+    pub(super) fn new(engine: &'a Engine, tokens: &'a [u32], depth: Depth) -> Result<Self> {
+        let most = match depth {
+            Depth::Quick => FEW_TOKENS,
+            Depth::Full => usize::MAX,
         };
         let room = engine.context_length().saturating_sub(GENERATED).max(1);
         Ok(Sessions {

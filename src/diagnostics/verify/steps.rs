@@ -6,9 +6,9 @@
 //! same tokens once more as it always does, unwatched, and must give the same logits.
 
 use super::compare::compare;
+use super::depth::Depth;
 use super::divergence::{Divergence, Finding, Phase};
 use super::judge::{Agreed, Judge, Verified};
-use super::report::VerifyLevel;
 use crate::device::{Executor, Observation};
 use crate::error::{Error, Result};
 use crate::plan::{Batch, Outputs};
@@ -59,12 +59,12 @@ pub(super) fn check_steps(
     executor: &mut dyn Executor,
     tokens: &[u32],
     decode_tokens: usize,
-    level: VerifyLevel,
+    depth: Depth,
 ) -> Result<StepReport> {
     let n_layer = verified.kv.layers.len();
-    let looked_at = |layer: usize| match level {
-        VerifyLevel::Full => true,
-        VerifyLevel::Quick => [0, n_layer / 2, n_layer - 1].contains(&layer),
+    let looked_at = |layer: usize| match depth {
+        Depth::Full => true,
+        Depth::Quick => [0, n_layer / 2, n_layer - 1].contains(&layer),
     };
     let steps = verified.plan.steps.iter();
     let mut checker = StepChecker {

@@ -1,8 +1,8 @@
 //! An executor that is wrong on purpose: verify must say no, and name the step.
 
+use super::depth::Depth;
 use super::divergence::{Finding, Phase};
 use super::judge::Verified;
-use super::report::VerifyLevel;
 use super::steps::{StepReport, check_steps};
 use crate::device::Rounding;
 use crate::diagnostics::faulty::{Fault, Faulty, Setup, setup};
@@ -23,7 +23,7 @@ fn run_in(rounding: Rounding, step: &str, phase: Phase, fault: Fault) -> StepRep
         kv,
         rounding,
     };
-    check_steps(&verified, &mut faulty, &TOKENS, 2, VerifyLevel::Full).unwrap()
+    check_steps(&verified, &mut faulty, &TOKENS, 2, Depth::Full).unwrap()
 }
 
 fn assert_names(step: &str, phase: Phase, fault: Fault) -> Finding {

@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::f16_magnitude;
+
 pub(super) fn decode_f32(bytes: &[u8; 4], out: &mut [f32; 1]) {
     out[0] = f32::from_le_bytes(*bytes);
 }
@@ -12,6 +14,21 @@ pub(super) fn decode_f16(bytes: &[u8; 2], out: &mut [f32; 1]) {
 
 pub(super) fn decode_bf16(bytes: &[u8; 2], out: &mut [f32; 1]) {
     out[0] = bf16::from_le_bytes(*bytes).to_f32();
+}
+
+pub(super) const SCALES: [&str; 1] = ["weight"];
+
+pub(super) fn scales_f32(bytes: &[u8; 4]) -> [f32; 1] {
+    [f32::from_le_bytes(*bytes)]
+}
+
+pub(super) fn scales_f16(bytes: &[u8; 2]) -> [f32; 1] {
+    [f16_magnitude(*bytes)]
+}
+
+pub(super) fn scales_bf16(bytes: &[u8; 2]) -> [f32; 1] {
+    // Not `bf16::to_f32`, which branches.
+    [f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)]
 }
 
 pub(super) fn encode_f32(weight: &[f32; 1]) -> [u8; 4] {

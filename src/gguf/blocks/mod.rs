@@ -14,6 +14,9 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scales;
+
+pub(crate) use scales::MOST_SCALES;
 
 use bytemuck::Pod;
 use half::f16;
@@ -175,6 +178,17 @@ fn scale_from_bytes(bytes: [u8; 2]) -> f32 {
     f16::from_le_bytes(bytes).to_f32()
 }
 
+/// The magnitude of an f16, faster than [`scale_from_bytes`]: for many at once there is no branch.
+fn f16_magnitude(bytes: [u8; 2]) -> f32 {
+    const BIAS: i32 = (127 - 15) << 23;
+    let bits = i32::from(u16::from_le_bytes(bytes) & 0x7fff);
+    let subnormal = (bits as f32 * 2_f32.powi(-24)).to_bits() as i32;
+    let normal = (bits << 13) + BIAS;
+    let finite = if bits < 0x0400 { subnormal } else { normal };
+    let extra = if bits < 0x7c00 { 0 } else { BIAS };
+    f32::from_bits((finite + extra) as u32)
+}
+
 /// The smallest f16 that is not below `x`, or the largest finite one.
 fn f16_not_below(x: f32) -> f16 {
     let nearest = f16::from_f32(x);
@@ -319,6 +333,19 @@ mod tests {
                     assert!(error <= bound, "{weight_type:?}: {weight} became {decoded}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn f16_has_the_magnitude_of_its_value() {
+        for bits in 0..=u16::MAX {
+            let bytes = bits.to_le_bytes();
+            let (found, expected) = (f16_magnitude(bytes), scale_from_bytes(bytes).abs());
+            let is_same = found.to_bits() == expected.to_bits();
+            assert!(
+                is_same || found.is_nan() && expected.is_nan(),
+                "f16 {bits:#06x}"
+            );
         }
     }
 

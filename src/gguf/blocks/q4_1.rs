@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{f16_not_above, f16_not_below, quantize, range, scale_from_bytes};
+use super::{f16_magnitude, f16_not_above, f16_not_below, quantize, range, scale_from_bytes};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -16,6 +16,12 @@ pub(super) struct Block {
     m: [u8; 2],
     /// The quants, two a byte.
     qs: [u8; 16],
+}
+
+pub(super) const SCALES: [&str; 2] = ["d", "m"];
+
+pub(super) fn scales(block: &Block) -> [f32; 2] {
+    [f16_magnitude(block.d), f16_magnitude(block.m)]
 }
 
 pub(super) fn decode_block(block: &Block, out: &mut [f32; 32]) {

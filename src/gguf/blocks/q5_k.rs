@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::k_scales::{Scales, unpack};
-use super::scale_from_bytes;
+use super::{f16_magnitude, scale_from_bytes};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -21,6 +21,12 @@ pub(super) struct Block {
     qh: [u8; 32],
     /// The low four bits, two weights a byte.
     qs: [[u8; 32]; 4],
+}
+
+pub(super) const SCALES: [&str; 2] = ["d", "dmin"];
+
+pub(super) fn scales(block: &Block) -> [f32; 2] {
+    [f16_magnitude(block.d), f16_magnitude(block.dmin)]
 }
 
 pub(super) fn decode_block(block: &Block, out: &mut [f32; 256]) {

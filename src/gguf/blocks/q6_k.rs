@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{f16_not_below, quantize, scale_from_bytes, signed_step};
+use super::{f16_magnitude, f16_not_below, quantize, scale_from_bytes, signed_step};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -19,6 +19,12 @@ pub(super) struct Block {
     scales: [i8; 16],
     /// The scale of the scales, f16.
     d: [u8; 2],
+}
+
+pub(super) const SCALES: [&str; 1] = ["d"];
+
+pub(super) fn scales(block: &Block) -> [f32; 1] {
+    [f16_magnitude(block.d)]
 }
 
 pub(super) fn decode_block(block: &Block, out: &mut [f32; 256]) {

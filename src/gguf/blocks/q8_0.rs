@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{f16_not_below, quantize, scale_from_bytes, signed_step};
+use super::{f16_magnitude, f16_not_below, quantize, scale_from_bytes, signed_step};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -13,6 +13,12 @@ pub(super) struct Block {
     d: [u8; 2],
     /// The quants.
     qs: [i8; 32],
+}
+
+pub(super) const SCALES: [&str; 1] = ["d"];
+
+pub(super) fn scales(block: &Block) -> [f32; 1] {
+    [f16_magnitude(block.d)]
 }
 
 pub(super) fn decode_block(block: &Block, out: &mut [f32; 32]) {

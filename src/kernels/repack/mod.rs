@@ -169,13 +169,27 @@ impl Shard {
         scratch.resize(part.words(), 0);
         pack::pack(&part, file_bytes, scratch);
 
-        let units_before = rows.start * self.units_per_row();
-        let part_units = rows.len() * self.units_per_row();
-        let planes = self.planes().into_iter().zip(part.planes());
-        for ((plane, part_plane), bits) in planes.zip(plane_bits(self.ty)) {
-            let part_words = &scratch[part_plane..][..(part_units * bits).div_ceil(32)];
-            write(plane + units_before * bits / 32, part_words);
+        for (words, part_plane) in self.runs(rows).zip(part.planes()) {
+            write(words.start, &scratch[part_plane..][..words.len()]);
         }
+    }
+
+    /// The words of the binding that hold some rows, which are as [`Shard::repack_rows`] wants them: a
+    /// run of words in each plane.
+    pub(crate) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let units_before = rows.start * self.units_per_row();
+        let n_units = rows.len() * self.units_per_row();
+        let planes = self.planes().into_iter().zip(plane_bits(self.ty));
+        planes.map(move |(plane, bits)| {
+            let start = plane + units_before * bits / 32;
+            start..start + (n_units * bits).div_ceil(32)
+        })
+    }
+
+    /// The row of this shard that a bit of a word of the binding, in the given plane, belongs to.
+    pub(crate) fn row_of(&self, plane: usize, word: usize, bit: usize) -> usize {
+        let bit = (word - self.planes()[plane]) * 32 + bit;
+        bit / plane_bits(self.ty)[plane] / self.units_per_row()
     }
 }
 
