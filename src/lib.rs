@@ -49,7 +49,7 @@ pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
-pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, Sentinels, gpus};
 pub use diagnostics::{
     Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
 };

@@ -8,7 +8,9 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use trueshot::gguf::Gguf;
-use trueshot::{Activations, Device, Engine, GenerateOptions, KvType, Progress, WeightStorage};
+use trueshot::{
+    Activations, Device, Engine, GenerateOptions, KvType, Progress, Sentinels, WeightStorage,
+};
 
 const HELP: &str = "\
 Options of every example:
@@ -20,6 +22,7 @@ Options of every example:
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
+  --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [16]
   --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
                      [that of the user]
   --prompt TEXT
@@ -43,6 +46,7 @@ pub struct Options {
     pub weights: WeightStorage,
     pub kv: KvType,
     pub activations: Activations,
+    pub sentinels: Sentinels,
     pub cache: Option<PathBuf>,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
@@ -63,6 +67,7 @@ impl Options {
             weights: WeightStorage::Native,
             kv: KvType::F16,
             activations: Activations::Auto,
+            sentinels: Sentinels::default(),
             cache: None,
             prompt: None,
             generate: GenerateOptions::default(),
@@ -104,6 +109,7 @@ impl Options {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
             "activations" => self.activations = value(name, parser)?,
+            "sentinels" => self.sentinels = value(name, parser)?,
             "cache" => self.cache = Some(parser.value()?.into()),
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
@@ -139,6 +145,7 @@ impl Options {
             .weights(self.weights)
             .kv(self.kv)
             .activations(self.activations)
+            .sentinels(self.sentinels)
             .progress(progress());
         if let Some(folder) = &self.cache {
             let folder = Some(folder.clone()).filter(|folder| folder != Path::new("none"));

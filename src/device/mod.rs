@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod reference;
+pub(crate) mod sentinel;
 pub(crate) mod wgpu;
 
 use crate::error::{Error, Result};
@@ -9,6 +10,7 @@ use crate::gguf::WeightType;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, Plan, Step};
 use crate::sampler::PlainSampling;
+pub use sentinel::Sentinels;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -302,6 +304,10 @@ pub(crate) trait Executor: Send {
         })
     }
 
+    /// Has batches looked at as `sentinels` say, from now on; without this none is. Runs that are observed or
+    /// profiled are not. What a batch without logits has wrong is an error of the next one with logits.
+    fn watch(&mut self, sentinels: Sentinels);
+
     /// For devices that can choose tokens themselves.
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
         None
@@ -326,8 +332,16 @@ pub(crate) trait TokenChain {
     /// Waits for the oldest choice that was not read.
     ///
     /// # Errors
-    /// [`Error::WrongResult`] for logits that cannot be right, [`Error::Gpu`].
-    fn read(&mut self) -> Result<u32>;
+    /// [`Error::WrongResult`] for logits, or results of layers, that cannot be right, [`Error::Gpu`].
+    fn read(&mut self) -> Result<ChosenToken>;
+}
+
+/// A token that was chosen from logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChosenToken {
+    pub(crate) token: u32,
+    /// The largest of the logits, as an integer of the same order.
+    pub(crate) largest_logit: u32,
 }
 
 #[cfg(test)]

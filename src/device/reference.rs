@@ -1,5 +1,6 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
+use super::sentinel::{Sentinels, Watch, check_layer};
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kernels;
@@ -66,6 +67,7 @@ pub(crate) struct ReferenceExecutor {
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
     kv: KvLayout,
+    watch: Watch,
 }
 
 impl ReferenceExecutor {
@@ -81,6 +83,7 @@ impl ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
             kv: kv.clone(),
+            watch: Watch::new(Sentinels::Off),
             weights,
             plan,
         }
@@ -229,9 +232,15 @@ impl Executor for ReferenceExecutor {
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
         let plan = self.plan.clone();
+        let is_watched = observer.is_none() && self.watch.takes(batch.position, batch.n_rows());
         for (index, step) in plan.steps.iter().enumerate() {
             self.step(index, batch);
             let Some(observer) = observer.as_deref_mut() else {
+                let output = plan.layer_output(index).filter(|_| is_watched);
+                if let Some((_, id)) = output {
+                    let width = plan.buffer(id).width;
+                    check_layer(&step.name, self.buffer(id), width, batch.position)?;
+                }
                 continue;
             };
             let stored;
@@ -253,5 +262,9 @@ impl Executor for ReferenceExecutor {
         logits.clear();
         logits.extend_from_slice(self.buffer(plan.logits));
         Ok(())
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.watch = Watch::new(sentinels);
     }
 }

@@ -8,6 +8,7 @@ mod lower;
 pub mod measure;
 mod pipelines;
 mod select;
+mod sentinels;
 #[cfg(test)]
 pub(crate) mod testing;
 mod timestamps;

@@ -2,7 +2,7 @@
 
 use super::{Finding, Phase, VerifyReport, verify};
 use crate::device::reference::ReferenceExecutor;
-use crate::device::{Executor, Observation, Observer, Rounding};
+use crate::device::{Executor, Observation, Observer, Rounding, Sentinels};
 use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kv_cache::{KvLayout, KvType};
@@ -136,6 +136,10 @@ impl Executor for Faulty {
             logits[7] += 1e-3;
         }
         Ok(())
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.inner.watch(sentinels);
     }
 }
 
