@@ -5,7 +5,7 @@ use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{Activations, Backend, Device, DeviceInfo, Executor, Rounding};
+use crate::device::{Activations, Backend, Device, DeviceInfo, Executor, Rounding, Sentinels};
 use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport, bisect_engine, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -59,6 +59,7 @@ struct Inner {
     backend: Box<dyn Backend>,
     plan: Arc<Plan>,
     kv: KvLayout,
+    sentinels: Sentinels,
     /// Made at load to see that it fits; the first session takes it.
     first_executor: Mutex<Option<Box<dyn Executor>>>,
 }
@@ -101,13 +102,14 @@ impl Engine {
             Ok(first) => first,
             Err(poisoned) => poisoned.into_inner(),
         };
-        let executor = match first.take() {
+        let mut executor = match first.take() {
             Some(executor) => executor,
             None => self
                 .inner
                 .backend
                 .executor(&self.inner.plan, &self.inner.kv)?,
         };
+        executor.watch(self.inner.sentinels);
         Ok(Session::new(self.clone(), executor))
     }
 
@@ -168,6 +170,11 @@ impl Engine {
             name => name,
         };
         format!("{model} on {} ({})", info.name, info.backend)
+    }
+
+    /// How often sessions look for results that cannot be right.
+    pub fn sentinels(&self) -> Sentinels {
+        self.inner.sentinels
     }
 
     pub(crate) fn weights(&self) -> &Weights {
@@ -236,6 +243,7 @@ pub struct EngineBuilder {
     weights: WeightStorage,
     activations: Activations,
     kv: KvType,
+    sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
     #[cfg(test)]
@@ -254,6 +262,7 @@ impl EngineBuilder {
             weights: WeightStorage::default(),
             activations: Activations::default(),
             kv: KvType::default(),
+            sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
             #[cfg(test)]
@@ -304,6 +313,12 @@ impl EngineBuilder {
         self
     }
 
+    /// How often sessions look for results that cannot be right; every 16th token without this.
+    pub fn sentinels(mut self, sentinels: Sentinels) -> Self {
+        self.sentinels = sentinels;
+        self
+    }
+
     /// Threads of the CPU device; one a core without this.
     pub fn threads(mut self, n_threads: usize) -> Self {
         self.threads = Some(n_threads);
@@ -339,6 +354,7 @@ impl EngineBuilder {
     /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
     /// option out of range.
     pub fn build(self) -> Result<Engine> {
+        let sentinels = self.sentinels.checked()?;
         let gguf = Arc::new(match self.source {
             Source::Path(path) => Gguf::open(path)?,
             Source::Open(gguf) => gguf,
@@ -429,6 +445,7 @@ impl EngineBuilder {
                 backend,
                 plan,
                 kv,
+                sentinels,
                 first_executor: Mutex::new(Some(executor)),
             }),
         })

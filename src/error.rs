@@ -98,7 +98,8 @@ pub enum Error {
         /// What the driver or the validation layer said.
         message: String,
     },
-    /// The model computed something that cannot be right (not a number, infinite, all zero).
+    /// The model computed something that cannot be right (not a number, infinite, far too
+    /// large, all zero), or an answer that does not depend on what was asked. The session can be used on.
     #[error("wrong result in step `{step}`: {message}")]
     WrongResult {
         /// The step of the plan, e.g. `blk.3.attn_norm`.

@@ -1,7 +1,11 @@
 //! The generate loop: sample, decode, stop; one token at a time, as the caller asks for them.
 
-use crate::device::TOKENS_AHEAD;
+mod repetition;
+
+use self::repetition::Repetition;
+use crate::device::{ChosenToken, Sentinels, TOKENS_AHEAD};
 use crate::error::{Error, Result};
+use crate::kernels::logit_maxima::ordered;
 use crate::sampler::{Sampler, SamplingOptions, StopMatcher};
 use crate::session::Session;
 use crate::tokenizer::StreamDecoder;
@@ -113,6 +117,7 @@ pub struct Generation<'a> {
     ahead: Option<Ahead>,
     decoder: StreamDecoder,
     stop: StopMatcher,
+    repetition: Repetition,
     options: GenerateOptions,
     stats: GenerateStats,
     finish_reason: Option<FinishReason>,
@@ -159,6 +164,10 @@ impl<'a> Generation<'a> {
             prompt_time: started.elapsed(),
             ..Default::default()
         };
+        let repetition = match session.engine().sentinels() {
+            Sentinels::Off => Repetition::off(),
+            Sentinels::Every(_) => Repetition::new(session.tokens()),
+        };
         let options = options.clone();
         let (finish_reason, failed) = (None, false);
         Ok(Generation {
@@ -167,6 +176,7 @@ impl<'a> Generation<'a> {
             ahead,
             decoder,
             stop,
+            repetition,
             options,
             stats,
             finish_reason,
@@ -200,7 +210,8 @@ impl<'a> Generation<'a> {
     /// The rest of the answer.
     ///
     /// # Errors
-    /// The first error of a step: [`Error::WrongResult`] or those of the device.
+    /// The first error of a step: [`Error::WrongResult`], also for an answer that repeats one token from its
+    /// start whatever was asked, or those of the device.
     pub fn complete(mut self) -> Result<Completion> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         for piece in &mut self {
@@ -222,8 +233,12 @@ impl<'a> Generation<'a> {
         if self.stats.n_generated == self.options.max_tokens {
             return Ok(self.finish(FinishReason::MaxTokens));
         }
-        let token = self.next_token()?;
+        let ChosenToken {
+            token,
+            largest_logit,
+        } = self.next_token()?;
         let tokenizer = self.session.engine().tokenizer();
+        self.repetition.see(token, largest_logit, tokenizer)?;
         if tokenizer.is_end_of_generation(token) && !self.options.ignore_eos {
             return Ok(self.finish(FinishReason::EndOfGeneration));
         }
@@ -243,7 +258,7 @@ impl<'a> Generation<'a> {
         }))
     }
 
-    fn next_token(&mut self) -> Result<u32> {
+    fn next_token(&mut self) -> Result<ChosenToken> {
         let position = self.session.tokens().len();
         if let Some(ahead) = &mut self.ahead {
             while ahead.next < ahead.end.min(position + 1 + TOKENS_AHEAD) {
@@ -256,7 +271,14 @@ impl<'a> Generation<'a> {
         self.session.run_pending()?;
         let n_tokens = self.session.engine().tokenizer().vocab_size();
         let logits = &self.session.last_logits()[..n_tokens];
-        self.sampler.sample(logits, self.session.tokens())
+        let largest_logit = match self.repetition.is_open() {
+            true => logits.iter().map(|&logit| ordered(logit)).max(),
+            false => None,
+        };
+        Ok(ChosenToken {
+            token: self.sampler.sample(logits, self.session.tokens())?,
+            largest_logit: largest_logit.unwrap_or(0),
+        })
     }
 
     /// Ends the answer with the text that was held back, if there is any.

@@ -53,7 +53,7 @@ pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
 pub use device::{
-    Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference, gpus,
+    Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference, Sentinels, gpus,
 };
 pub use diagnostics::{
     BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,

@@ -3,7 +3,8 @@
 mod trace;
 
 use crate::chat_template::Message;
-use crate::device::{Executor, Observation, TokenChain};
+use crate::device::sentinel::check_logits;
+use crate::device::{ChosenToken, Executor, Observation, TokenChain};
 use crate::diagnostics::Profile;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -304,13 +305,28 @@ impl Session {
             outputs,
         };
         self.logits_at = 0;
-        let result = run(self.executor.as_mut(), &batch, &mut self.logits)?;
-        check_logits(&self.logits, batch.position)?;
+        let n_outputs = batch.n_outputs();
+        let vocab_size = self.engine.spec().vocab_size;
+        let result = run(self.executor.as_mut(), &batch, &mut self.logits).and_then(|result| {
+            check_logits(&self.logits, vocab_size, end - n_outputs)?;
+            Ok(result)
+        });
+        let result = self.sound(result)?;
         self.n_cached = end;
-        if batch.n_outputs() > 0 {
+        if n_outputs > 0 {
             self.logits_at = end;
         }
         Ok(result)
+    }
+
+    /// Passes a result on. Behind one that cannot be right nothing in the cache is trusted: sentinels do not look
+    /// at every token, so what is wrong may have begun before it. The tokens that are kept run again.
+    fn sound<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(Error::WrongResult { .. }) = result {
+            self.n_cached = 0;
+            self.logits_at = 0;
+        }
+        result
     }
 
     /// Whether the device will choose the tokens behind those of the session itself.
@@ -331,8 +347,9 @@ impl Session {
     }
 
     /// Waits for the token behind those of the session, which the device has chosen.
-    pub(crate) fn read_token(&mut self) -> Result<u32> {
-        let token = started(self.executor.chain()).read()?;
+    pub(crate) fn read_token(&mut self) -> Result<ChosenToken> {
+        let token = started(self.executor.chain()).read();
+        let token = self.sound(token)?;
         // It was chosen from the logits of the token before it, which is thus in the cache.
         self.n_cached = self.tokens.len();
         Ok(token)
@@ -367,44 +384,4 @@ fn outputs_of(is_last: bool) -> Outputs {
 
 fn started(chain: Option<&mut dyn TokenChain>) -> &mut dyn TokenChain {
     chain.expect("a chain that has been started is there")
-}
-
-/// The last line of defence: logits that are all zero, or not numbers, are an error and not an answer.
-fn check_logits(logits: &[f32], position: usize) -> Result<()> {
-    let wrong = |message: String| {
-        Err(Error::WrongResult {
-            step: "result_output".to_owned(),
-            message,
-        })
-    };
-    if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
-        return wrong(format!(
-            "element {index} of the batch at position {position} is {}",
-            logits[index]
-        ));
-    }
-    if !logits.is_empty() && logits.iter().all(|&logit| logit == 0.0) {
-        return wrong(format!(
-            "every logit of the batch at position {position} is zero"
-        ));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logits_that_cannot_be_right_are_an_error() {
-        assert!(check_logits(&[0.0, 1.0], 0).is_ok());
-        assert!(check_logits(&[], 0).is_ok());
-        for wrong in [[0.0, 0.0], [f32::NAN, 1.0], [f32::INFINITY, 1.0]] {
-            let error = check_logits(&wrong, 7).unwrap_err().to_string();
-            assert!(
-                error.contains("result_output") && error.contains("position 7"),
-                "{error}"
-            );
-        }
-    }
 }

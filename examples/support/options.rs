@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use trueshot::gguf::Gguf;
 use trueshot::{
-    Activations, Device, Engine, EngineBuilder, GenerateOptions, KvType, Progress, WeightStorage,
+    Activations, Device, Engine, EngineBuilder, GenerateOptions, KvType, Progress, Sentinels,
+    WeightStorage,
 };
 
 const HELP: &str = "\
@@ -23,6 +24,7 @@ Options of every example:
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
+  --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [16]
   --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
                      [that of the user]
   --prompt TEXT
@@ -47,6 +49,7 @@ pub struct Options {
     pub weights: WeightStorage,
     pub kv: KvType,
     pub activations: Activations,
+    pub sentinels: Sentinels,
     pub cache: Option<PathBuf>,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
@@ -68,6 +71,7 @@ impl Options {
             weights: WeightStorage::Native,
             kv: KvType::F16,
             activations: Activations::Auto,
+            sentinels: Sentinels::default(),
             cache: None,
             prompt: None,
             generate: GenerateOptions::default(),
@@ -110,6 +114,7 @@ impl Options {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
             "activations" => self.activations = value(name, parser)?,
+            "sentinels" => self.sentinels = value(name, parser)?,
             "cache" => self.cache = Some(parser.value()?.into()),
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
@@ -150,6 +155,7 @@ impl Options {
             .weights(self.weights)
             .kv(self.kv)
             .activations(self.activations)
+            .sentinels(self.sentinels)
             .progress(progress());
         if let Some(folder) = &self.cache {
             let folder = Some(folder.clone()).filter(|folder| folder != Path::new("none"));

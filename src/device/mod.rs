@@ -3,6 +3,7 @@
 pub(crate) mod cpu;
 mod held;
 pub(crate) mod reference;
+pub(crate) mod sentinel;
 pub(crate) mod stepwise;
 pub(crate) mod wgpu;
 
@@ -12,6 +13,7 @@ use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
 use crate::plan::{Batch, Plan, Step};
 use crate::sampler::PlainSampling;
+pub use sentinel::Sentinels;
 use serde::Serialize;
 use std::fmt;
 use std::ops::Range;
@@ -327,6 +329,10 @@ pub(crate) trait Executor: Stepwise + Send {
         })
     }
 
+    /// Has batches looked at as `sentinels` say, from now on; without this none is. Runs that are observed or
+    /// profiled are not. What a batch without logits has wrong is an error of the next one with logits.
+    fn watch(&mut self, sentinels: Sentinels);
+
     /// For devices that can choose tokens themselves.
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
         None
@@ -351,8 +357,16 @@ pub(crate) trait TokenChain {
     /// Waits for the oldest choice that was not read.
     ///
     /// # Errors
-    /// [`Error::WrongResult`] for logits that cannot be right, [`Error::Gpu`].
-    fn read(&mut self) -> Result<u32>;
+    /// [`Error::WrongResult`] for logits, or results of layers, that cannot be right, [`Error::Gpu`].
+    fn read(&mut self) -> Result<ChosenToken>;
+}
+
+/// A token that was chosen from logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChosenToken {
+    pub(crate) token: u32,
+    /// The largest of the logits, as an integer of the same order.
+    pub(crate) largest_logit: u32,
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
+use super::sentinel::{Sentinels, Watch, check_layer};
 use super::stepwise::every_step;
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
 use crate::error::Result;
@@ -72,6 +73,7 @@ pub(crate) struct ReferenceExecutor {
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
     kv: KvLayout,
+    watch: Watch,
 }
 
 impl ReferenceExecutor {
@@ -87,6 +89,7 @@ impl ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
             kv: kv.clone(),
+            watch: Watch::new(Sentinels::Off),
             weights,
             plan,
         }
@@ -247,11 +250,26 @@ impl Executor for ReferenceExecutor {
         let n_steps = self.plan.steps.len();
         match observer {
             Some(observer) => self.run_steps(batch, 0..n_steps, observer)?,
-            None => (0..n_steps).for_each(|index| self.step(index, batch)),
+            None => {
+                let plan = self.plan.clone();
+                let is_watched = self.watch.takes(batch.position, batch.n_rows());
+                for (index, step) in plan.steps.iter().enumerate() {
+                    self.step(index, batch);
+                    let output = plan.layer_output(index).filter(|_| is_watched);
+                    if let Some((_, id)) = output {
+                        let width = plan.buffer(id).width;
+                        check_layer(&step.name, self.buffer(id), width, batch.position)?;
+                    }
+                }
+            }
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(self.plan.logits));
         Ok(())
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.watch = Watch::new(sentinels);
     }
 }
 

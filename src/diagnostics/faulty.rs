@@ -2,7 +2,7 @@
 
 use super::verify::Phase;
 use crate::device::reference::ReferenceExecutor;
-use crate::device::{Executor, Observation, Observer, Stepwise};
+use crate::device::{Executor, Observation, Observer, Sentinels, Stepwise};
 use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kv_cache::{KvLayout, KvType};
@@ -144,6 +144,10 @@ impl Executor for Faulty {
             logits[7] += 1e-3;
         }
         Ok(())
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.inner.watch(sentinels);
     }
 }
 

@@ -1,16 +1,13 @@
-//! The largest logits of blocks of tokens, which spare `sample` reading most of them; and whether the
-//! logits can be right at all.
+//! The largest logits of blocks of tokens, which spare `sample` reading most of them; and the largest
+//! magnitude, by which [`Wrong::of`](super::sentinel::Wrong::of) says whether they can be right at all.
 
+#[cfg(test)]
+use super::sentinel;
 use super::{Access, Kernel, Uses, row_stride};
 use bytemuck::{Pod, Zeroable};
 
 /// Tokens of a workgroup.
 pub(crate) const GROUP: usize = 1024;
-
-/// A logit is infinite or not a number.
-pub(crate) const NOT_FINITE: u32 = 1;
-/// A logit is not zero.
-pub(crate) const NOT_ZERO: u32 = 2;
 
 /// The `Params` of `logit_maxima.wgsl`.
 #[repr(C)]
@@ -49,7 +46,7 @@ pub(crate) fn n_groups(n_logits: usize) -> usize {
 }
 
 /// Words of `maxima`, for each group: 64 maxima of 16 tokens, 4 of 256, one of 1024, the first token that
-/// has that one, and the flags; all groups' words of a kind lie together, in this order.
+/// has that one, and the largest magnitude; all groups' words of a kind lie together, in this order.
 pub(crate) fn n_words(n_logits: usize) -> usize {
     n_groups(n_logits) * (64 + 4 + 1 + 1 + 1)
 }
@@ -59,7 +56,6 @@ pub(crate) fn grid(n_logits: usize) -> [u32; 3] {
 }
 
 /// A number of the same order as the float: 0 is below every number, and both zeros are one.
-#[cfg(test)]
 pub(crate) fn ordered(logit: f32) -> u32 {
     match logit.to_bits() {
         bits if bits > 1 << 31 => !bits,
@@ -67,7 +63,7 @@ pub(crate) fn ordered(logit: f32) -> u32 {
     }
 }
 
-/// `maxima` of the last row of logits; those behind the first `n_tokens` are only looked at for flags.
+/// `maxima` of the last row of logits; those behind the first `n_tokens` count for the magnitude alone.
 #[cfg(test)]
 pub(crate) fn twin(logits: &[f32], n_tokens: usize) -> Vec<u32> {
     let n_groups = n_groups(logits.len());
@@ -91,10 +87,7 @@ pub(crate) fn twin(logits: &[f32], n_tokens: usize) -> Vec<u32> {
     }));
     maxima.extend((0..n_groups).map(|group| {
         let end = logits.len().min((group + 1) * GROUP);
-        let logits = &logits[(group * GROUP).min(end)..end];
-        let not_finite = logits.iter().any(|logit| !logit.is_finite());
-        let not_zero = logits.iter().any(|&logit| logit != 0.0);
-        u32::from(not_finite) * NOT_FINITE + u32::from(not_zero) * NOT_ZERO
+        sentinel::largest(&logits[(group * GROUP).min(end)..end])
     }));
     maxima
 }

@@ -1,4 +1,5 @@
-// logit_maxima: the largest logits of every 16, 256 and 1024 tokens, as `ordered` integers, and what is wrong
+// logit_maxima: the largest logits of every 16, 256 and 1024 tokens, as `ordered` integers, and the largest
+//   magnitude, which tells what is wrong (sentinel.wgsl)
 // twin: logit_maxima::twin
 // shapes: logits [n_outputs, n_logits], of which the last row counts; maxima as `logit_maxima::n_words` says
 // grid: one invocation for 16 logits, one workgroup for 1024 (x, y)
@@ -7,7 +8,7 @@
 // source: the definition
 
 struct Params {
-    n_tokens: u32, // the logits behind them are checked, and no maxima
+    n_tokens: u32, // the logits behind them count for the magnitude alone
     stride: u32,   // elements from a row to the next
     padding: vec2<u32>,
 }
@@ -18,12 +19,10 @@ struct Params {
 
 const LANES: u32 = 64u;
 const BLOCK: u32 = 16u;
-const NOT_FINITE: u32 = 1u;
-const NOT_ZERO: u32 = 2u;
-const EXPONENT: u32 = 0x7f800000u;
+const MAGNITUDE: u32 = 0x7fffffffu; // the bits of a float but its sign
 
 var<workgroup> best: array<vec2<u32>, LANES>; // maximum, its token
-var<workgroup> flags: array<u32, LANES>;
+var<workgroup> largest: array<u32, LANES>;
 
 // The maximum of four tokens, and the first that has it.
 fn best_of(bits: vec4<u32>, token: u32) -> vec2<u32> {
@@ -40,10 +39,9 @@ fn better(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
     return select(a, b, b.x > a.x);
 }
 
-fn look(bits: vec4<u32>) -> u32 {
-    let is_infinite = (bits & vec4<u32>(EXPONENT)) == vec4<u32>(EXPONENT);
-    let is_number = (bits << vec4<u32>(1u)) != vec4<u32>(0u);
-    return select(0u, NOT_FINITE, any(is_infinite)) | select(0u, NOT_ZERO, any(is_number));
+// The larger magnitude, of four lanes each.
+fn larger(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+    return max(a & vec4<u32>(MAGNITUDE), b & vec4<u32>(MAGNITUDE));
 }
 
 @compute @workgroup_size(LANES)
@@ -71,16 +69,17 @@ fn main(
             better(best_of(a, token), best_of(b, token + 4u)),
             better(best_of(c, token + 8u), best_of(d, token + 12u)),
         );
-        seen = look(a) | look(b) | look(c) | look(d); // the padding is zero
+        let each = larger(larger(a, b), larger(c, d)); // the padding is zero
+        seen = max(max(each.x, each.y), max(each.z, each.w));
     }
     maxima[block] = found.x;
     best[lane] = found;
-    flags[lane] = seen;
+    largest[lane] = seen;
     for (var gap = 1u; gap < LANES; gap *= 2u) {
         workgroupBarrier();
         if lane % (2u * gap) == 0u {
             best[lane] = better(best[lane], best[lane + gap]);
-            flags[lane] |= flags[lane + gap];
+            largest[lane] = max(largest[lane], largest[lane + gap]);
         }
         if gap == BLOCK / 2u && lane % BLOCK == 0u {
             maxima[n_groups * 64u + block / BLOCK] = best[lane].x;
@@ -89,6 +88,6 @@ fn main(
     if lane == 0u {
         maxima[n_groups * 68u + group] = best[0].x;
         maxima[n_groups * 69u + group] = best[0].y;
-        maxima[n_groups * 70u + group] = flags[0];
+        maxima[n_groups * 70u + group] = largest[0];
     }
 }

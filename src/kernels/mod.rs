@@ -25,6 +25,7 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod sample;
 pub(crate) mod select_outputs;
+pub(crate) mod sentinel;
 pub(crate) mod store_kv;
 
 #[cfg(test)]
@@ -185,7 +186,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 20] = [
+pub(crate) const ALL: [&Kernel; 21] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -205,6 +206,7 @@ pub(crate) const ALL: [&Kernel; 20] = [
     &rope::KERNEL,
     &sample::KERNEL,
     &select_outputs::KERNEL,
+    &sentinel::KERNEL,
     &store_kv::KERNEL,
 ];
 

@@ -70,12 +70,14 @@ pub(crate) const GRID: [u32; 3] = [1, 1, 1];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub(crate) struct Chosen {
     pub(crate) token: u32,
-    /// Of [`logit_maxima`](super::logit_maxima): `NOT_FINITE`, `NOT_ZERO`.
-    pub(crate) flags: u32,
+    /// The largest magnitude of the logits, as bits; see [`sentinel::Wrong::of`](super::sentinel::Wrong::of).
+    pub(crate) largest: u32,
     /// The token's position.
     pub(crate) position: u32,
     /// How many tokens it was drawn from.
     pub(crate) n_candidates: u32,
+    /// The largest logit, as [`ordered`](super::logit_maxima::ordered) gives it.
+    pub(crate) best: u32,
 }
 
 /// The token that is drawn from the first of `logits`, and of how many; the upper 24 bits of `random`

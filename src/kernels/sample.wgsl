@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> logits: array<u32>;         // [n_outputs, stride] f32, as bits
 @group(0) @binding(3) var<storage, read> maxima: array<u32>;         // as logit_maxima writes it
 @group(0) @binding(4) var<storage, read_write> tokens: array<u32>;   // [1]: the token, to run next
-@group(0) @binding(5) var<storage, read_write> chosen: array<u32>;   // [4]: token, flags, position, candidates
+@group(0) @binding(5) var<storage, read_write> chosen: array<u32>;   // [5]: token, magnitude, position, candidates, best
 
 const LANES: u32 = 256u;
 const MAX_TOP_K: u32 = 64u;
@@ -32,7 +32,7 @@ const ROOM: u32 = MAX_TOP_K * 16u;
 var<workgroup> list: array<vec2<u32>, ROOM>;
 var<workgroup> kept: array<vec2<u32>, MAX_TOP_K>; // the best of the list, in order
 var<workgroup> n_listed: atomic<u32>;
-var<workgroup> flags: atomic<u32>;
+var<workgroup> largest: atomic<u32>; // magnitude
 var<workgroup> weights: array<f32, MAX_TOP_K>; // of those kept, to the best one's
 var<workgroup> n_candidates: atomic<u32>;
 var<workgroup> n_passed: atomic<u32>; // candidates before the one that is drawn
@@ -116,14 +116,14 @@ fn sums(n: u32, lane: u32) -> vec2<f32> {
 fn main(@builtin(local_invocation_index) lane: u32) {
     let n_groups = (p.stride + 1023u) / 1024u;
     if lane == 0u {
-        atomicStore(&flags, 0u);
+        atomicStore(&largest, 0u);
         atomicStore(&n_candidates, 0u);
         atomicStore(&n_passed, 0u);
     }
     workgroupBarrier();
     for (var group = lane; group < n_groups; group += LANES) {
         list[group] = vec2<u32>(maxima[n_groups * 68u + group], maxima[n_groups * 69u + group]);
-        atomicOr(&flags, maxima[n_groups * 70u + group]);
+        atomicMax(&largest, maxima[n_groups * 70u + group]);
     }
     workgroupBarrier();
     var n = keep_best(n_groups, lane);
@@ -164,14 +164,17 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     workgroupBarrier();
     if lane == 0u {
         var token = 0u;
+        var best = 0u;
         let candidates = atomicLoad(&n_candidates);
         if candidates > 0u { // where nothing is a number there are none
             token = kept[min(atomicLoad(&n_passed), candidates - 1u)].y;
+            best = kept[0].x;
         }
         tokens[0] = token;
         chosen[0] = token;
-        chosen[1] = atomicLoad(&flags);
+        chosen[1] = atomicLoad(&largest);
         chosen[2] = batch.position + batch.n_rows;
         chosen[3] = candidates;
+        chosen[4] = best;
     }
 }

@@ -14,6 +14,7 @@ pub(crate) struct PlanBuilder<'a> {
     buffers: Vec<Buffer>,
     rope_tables: Vec<RopeTable>,
     steps: Vec<Step>,
+    layer_outputs: Vec<usize>,
 }
 
 /// One key-value source of an attention: the layer that owns the cache and the query heads that read it.
@@ -33,11 +34,16 @@ impl<'a> PlanBuilder<'a> {
             buffers: Vec::new(),
             rope_tables: Vec::new(),
             steps: Vec::new(),
+            layer_outputs: Vec::new(),
         }
     }
 
-    /// Steps from here on are named `blk.{layer}.NAME`, or plain `NAME` for `None`.
+    /// Steps from here on are named `blk.{layer}.NAME`, or plain `NAME` for `None`. The last one before was
+    /// the result of its layer, if it was in one.
     pub(crate) fn layer(&mut self, layer: Option<usize>) {
+        if !self.prefix.is_empty() {
+            self.layer_outputs.extend(self.steps.len().checked_sub(1));
+        }
         self.prefix = layer.map_or_else(String::new, |layer| format!("blk.{layer}."));
     }
 
@@ -218,6 +224,7 @@ impl<'a> PlanBuilder<'a> {
             buffers,
             rope_tables,
             steps,
+            layer_outputs,
             ..
         } = self;
         let plan = Plan {
@@ -227,6 +234,7 @@ impl<'a> PlanBuilder<'a> {
             rope_tables,
             steps,
             logits,
+            layer_outputs,
         };
         check(&plan, weights, kv)?;
         Ok(plan)

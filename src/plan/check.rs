@@ -45,6 +45,16 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
         }
         written.extend(step.op.dst());
     }
+    for &index in &plan.layer_outputs {
+        let dst = plan.steps.get(index).and_then(|step| step.op.dst());
+        if dst.is_none_or(|dst| plan.buffer(dst).extent != Extent::Tokens) {
+            return Err(Error::InvalidModel {
+                message: format!(
+                    "step {index} is no result of a layer: it has no row for each token"
+                ),
+            });
+        }
+    }
     if plan.buffer(plan.logits).extent != Extent::Outputs || !written.contains(&plan.logits) {
         return Err(Error::InvalidModel {
             message: "the plan writes no logits".to_owned(),

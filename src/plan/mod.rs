@@ -259,6 +259,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// `[n_outputs, vocab_size]`.
     pub logits: BufferId,
+    /// The last step of each layer, whose result is the layer's: what sentinels look at.
+    pub layer_outputs: Vec<usize>,
 }
 
 impl Plan {
@@ -275,6 +277,12 @@ impl Plan {
             }
         }
         self
+    }
+
+    /// Where a step stands among those that give the result of a layer, and the buffer of its result.
+    pub(crate) fn layer_output(&self, step: usize) -> Option<(usize, BufferId)> {
+        let place = self.layer_outputs.binary_search(&step).ok()?;
+        Some((place, self.steps.get(step)?.op.dst()?))
     }
 
     /// The buffer of an id of this plan.

@@ -361,3 +361,32 @@ fn selection_is_refused_in_other_widths_and_rows() {
         dst: case.new_buffer(64, Outputs),
     });
 }
+
+#[test]
+fn layers_are_known_by_their_results() {
+    let Case { model, plan, kv } = Case::new();
+    let names = |plan: &Plan| -> Vec<String> {
+        let outputs = plan.layer_outputs.iter();
+        outputs.map(|&step| plan.steps[step].name.clone()).collect()
+    };
+    assert_eq!(names(&plan), ["blk.0.l_out", "blk.1.l_out"]);
+    for (place, &step) in plan.layer_outputs.iter().enumerate() {
+        let found = plan.layer_output(step);
+        assert_eq!(found, plan.steps[step].op.dst().map(|dst| (place, dst)));
+        assert_eq!(plan.layer_output(step + 1), None);
+    }
+    // A store has no rows, the last norm none for each token, and behind the end there is nothing.
+    let case = Case { model, plan, kv };
+    let last = case.plan.steps.len();
+    for wrong in [
+        case.index("blk.1.kv_cache"),
+        case.index("result_norm"),
+        last,
+    ] {
+        let mut plan = case.plan.clone();
+        plan.layer_outputs.push(wrong);
+        let error = check(&plan, &case.model.weights, &case.kv).unwrap_err();
+        let expected = format!("step {wrong} is no result of a layer");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}

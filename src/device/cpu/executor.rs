@@ -5,6 +5,7 @@ use super::attention::{Attention, attention};
 use super::cache::LayerCache;
 use super::{elementwise, matmul};
 use crate::device::reference::rounded;
+use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
 use crate::device::{Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
@@ -23,6 +24,7 @@ pub(super) struct CpuExecutor {
     /// For each rope table the angles of the batch, `[max_rows, n_dims]`.
     angles: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    watch: Watch,
 }
 
 impl CpuExecutor {
@@ -44,6 +46,7 @@ impl CpuExecutor {
             buffers,
             angles,
             caches,
+            watch: Watch::new(Sentinels::Off),
         }
     }
 
@@ -190,17 +193,31 @@ impl Executor for CpuExecutor {
     ) -> Result<()> {
         let (shared, plan) = (self.shared.clone(), self.plan.clone());
         match observer {
-            None => shared.pool.install(|| {
-                self.prepare(batch);
-                plan.steps
-                    .iter()
-                    .for_each(|step| self.step(&step.op, batch));
-            }),
+            None => {
+                let is_watched = self.watch.takes(batch.position, batch.n_rows());
+                shared.pool.install(|| {
+                    self.prepare(batch);
+                    for (index, step) in plan.steps.iter().enumerate() {
+                        self.step(&step.op, batch);
+                        let output = plan.layer_output(index).filter(|_| is_watched);
+                        if let Some((_, id)) = output {
+                            let width = plan.buffer(id).width;
+                            let rows = self.buffer(id, batch);
+                            check_layer(&step.name, rows, width, batch.position)?;
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
             Some(observer) => self.run_steps(batch, 0..plan.steps.len(), observer)?,
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(plan.logits, batch));
         Ok(())
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.watch = Watch::new(sentinels);
     }
 }
 

@@ -4,10 +4,12 @@
 use super::context::Context;
 use super::lower::SessionBuffers;
 use super::pipelines::Pipeline;
-use crate::device::TOKENS_AHEAD;
+use super::sentinels::check_slots;
+use crate::device::{ChosenToken, TOKENS_AHEAD};
 use crate::error::{Error, Result};
-use crate::kernels::logit_maxima::{self, NOT_FINITE, NOT_ZERO};
+use crate::kernels::logit_maxima;
 use crate::kernels::sample::{self, Chosen};
+use crate::kernels::sentinel::Wrong;
 use crate::kernels::{Kernel, Variant};
 use crate::plan::Plan;
 use crate::sampler::PlainSampling;
@@ -43,6 +45,7 @@ struct Stage {
 
 /// Where the host reads a choice.
 struct Slot {
+    /// [`Chosen`], and behind it the slots of the sentinels where the token was watched.
     staging: wgpu::Buffer,
     queued: Option<Queued>,
 }
@@ -50,6 +53,8 @@ struct Slot {
 /// A choice that was submitted and not read.
 struct Queued {
     position: usize,
+    /// Whether sentinels have looked at the token before it, which ran for the choice.
+    is_watched: bool,
     submission: wgpu::SubmissionIndex,
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
@@ -69,8 +74,9 @@ impl Chain {
         let chosen = context.create_buffer("chosen token", CHOSEN_BYTES, usage)?;
         let slot = |_| -> Result<Slot> {
             let usage = Usage::MAP_READ | Usage::COPY_DST;
+            let bytes = CHOSEN_BYTES + buffers.sentinels.size();
             Ok(Slot {
-                staging: context.create_buffer("token staging", CHOSEN_BYTES, usage)?,
+                staging: context.create_buffer("token staging", bytes, usage)?,
                 queued: None,
             })
         };
@@ -132,10 +138,19 @@ impl Chain {
         }
     }
 
-    /// Records the copy of the choice to the slot of the `index`th since the start.
-    pub(super) fn record_copy(&self, encoder: &mut wgpu::CommandEncoder, index: usize) {
+    /// Records the copy of the choice, and of what sentinels have seen, to the slot of the `index`th since the
+    /// start.
+    pub(super) fn record_copy(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        index: usize,
+        sentinels: Option<&wgpu::Buffer>,
+    ) {
         let staging = &self.slots[index % N_SLOTS].staging;
         encoder.copy_buffer_to_buffer(&self.chosen, 0, staging, 0, CHOSEN_BYTES);
+        if let Some(seen) = sentinels {
+            encoder.copy_buffer_to_buffer(seen, 0, staging, CHOSEN_BYTES, seen.size());
+        }
     }
 
     /// Notes that the choice of the token at `position` was submitted.
@@ -143,6 +158,7 @@ impl Chain {
         &mut self,
         context: &Context,
         position: usize,
+        is_watched: bool,
         submission: wgpu::SubmissionIndex,
     ) -> Result<()> {
         let slot = &mut self.slots[self.n_queued % N_SLOTS];
@@ -155,6 +171,7 @@ impl Chain {
         })?;
         slot.queued = Some(Queued {
             position,
+            is_watched,
             submission,
             mapped,
         });
@@ -163,7 +180,7 @@ impl Chain {
     }
 
     /// Waits for the oldest choice that was not read.
-    pub(super) fn read(&mut self, context: &Context) -> Result<u32> {
+    pub(super) fn read(&mut self, context: &Context, plan: &Plan) -> Result<ChosenToken> {
         let slot = &mut self.slots[self.n_read % N_SLOTS];
         let queued = slot.queued.take();
         let queued = queued.ok_or_else(|| context.error("no token was queued"))?;
@@ -178,10 +195,22 @@ impl Chain {
             Err(_) => return Err(failed(&"the GPU did not answer")),
         }
         let view = slot.staging.get_mapped_range(..);
-        let chosen: Chosen = bytemuck::pod_read_unaligned(&view.map_err(|error| failed(&error))?);
+        let view = view.map_err(|error| failed(&error))?;
+        let (chosen, seen) = view.split_at(CHOSEN_BYTES as usize);
+        let chosen: Chosen = bytemuck::pod_read_unaligned(chosen);
+        // The layers first: they say where it began.
+        let sound = match queued.is_watched {
+            true => check_slots(plan, seen, 1),
+            false => Ok(()),
+        };
+        drop(view);
         slot.staging.unmap();
+        sound?;
         check(&chosen, queued.position, self.n_tokens)?;
-        Ok(chosen.token)
+        Ok(ChosenToken {
+            token: chosen.token,
+            largest_logit: chosen.best,
+        })
     }
 }
 
@@ -217,15 +246,15 @@ impl Stage {
     }
 }
 
-/// The last line of defence: a choice from logits that are all zero or not numbers is an error, and so is
-/// what an earlier one has left.
+/// The last line of defence: a choice from logits that cannot be right is an error, and so is what an earlier
+/// one has left.
 fn check(chosen: &Chosen, position: usize, n_tokens: usize) -> Result<()> {
     let message = if chosen.position as usize != position {
         format!("no token for position {position} was chosen")
-    } else if chosen.flags & NOT_FINITE != 0 {
-        format!("a logit for position {position} is not a finite number")
-    } else if chosen.flags & NOT_ZERO == 0 {
-        format!("every logit for position {position} is zero")
+    } else if let Some(wrong) = Wrong::of(chosen.largest) {
+        // Logits are of the token before the one they are for.
+        let (position, what) = (position.saturating_sub(1), wrong.what());
+        format!("the row of position {position} has {what}")
     } else if chosen.token as usize >= n_tokens {
         let token = chosen.token;
         format!("token {token} for position {position}, expected less than {n_tokens}")
@@ -246,12 +275,17 @@ mod tests {
     fn choices_that_cannot_be_right_are_an_error() {
         let good = Chosen {
             token: 4,
-            flags: NOT_ZERO,
+            largest: 1.5f32.to_bits(),
             position: 7,
             n_candidates: 1,
+            best: 1,
         };
         assert!(check(&good, 7, 5).is_ok());
         let nothing_written: Chosen = bytemuck::Zeroable::zeroed();
+        let with_largest = |logit: f32| Chosen {
+            largest: logit.to_bits(),
+            ..good
+        };
         for (wrong, message) in [
             (
                 Chosen {
@@ -260,11 +294,13 @@ mod tests {
                 },
                 "no token for position 7",
             ),
-            (Chosen { flags: 3, ..good }, "not a finite number"),
+            (with_largest(f32::NAN), "position 6 has a value that is not"),
             (
-                Chosen { flags: 0, ..good },
-                "every logit for position 7 is zero",
+                with_largest(f32::INFINITY),
+                "position 6 has an infinite value",
             ),
+            (with_largest(1e17), "position 6 has a value of 2^56"),
+            (with_largest(0.0), "position 6 has nothing but zeros"),
             (Chosen { token: 5, ..good }, "token 5 for position 7"),
             (nothing_written, "no token"),
         ] {

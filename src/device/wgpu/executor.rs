@@ -4,10 +4,12 @@ use super::Shared;
 use super::chain::Chain;
 use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
 use super::select::{Choice, FEW_ROWS};
+use super::sentinels::{SlotReader, check_slots};
 use super::timestamps;
+use crate::device::sentinel::Sentinels;
 use crate::device::stepwise::joined_parts;
 use crate::device::{
-    BatchTimes, DispatchTime, Executor, Observation, Observer, Stepwise, TokenChain,
+    BatchTimes, ChosenToken, DispatchTime, Executor, Observation, Observer, Stepwise, TokenChain,
 };
 use crate::error::Result;
 use crate::kernels::{BatchParams, row_stride};
@@ -30,9 +32,11 @@ pub(super) struct GpuExecutor {
     pub(super) kv: KvLayout,
     pub(super) buffers: SessionBuffers,
     pub(super) lowered: Lowered,
-    /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
+    /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits; behind those of a watched
+    /// batch are the slots of the sentinels.
     staging: wgpu::Buffer,
     chain: Chain,
+    slots: SlotReader,
     /// Recorded ahead.
     next: Option<(Recording, Vec<wgpu::CommandBuffer>)>,
 }
@@ -60,6 +64,8 @@ struct Rows {
     n_outputs: usize,
     /// Positions that the last of them sees, itself included.
     n_visible: usize,
+    /// Whether sentinels look at the layers.
+    is_watched: bool,
 }
 
 impl Rows {
@@ -67,6 +73,7 @@ impl Rows {
         n_rows: 0,
         n_outputs: 0,
         n_visible: 0,
+        is_watched: false,
     };
 
     /// A token at a position.
@@ -75,6 +82,7 @@ impl Rows {
             n_rows: 1,
             n_outputs: 1,
             n_visible: position + 1,
+            is_watched: false,
         }
     }
 
@@ -83,7 +91,12 @@ impl Rows {
             n_rows: batch.n_rows(),
             n_outputs: batch.n_outputs(),
             n_visible: batch.position + batch.n_rows(),
+            is_watched: false,
         }
+    }
+
+    fn watched(self, is_watched: bool) -> Rows {
+        Rows { is_watched, ..self }
     }
 }
 
@@ -95,7 +108,7 @@ impl GpuExecutor {
         let lowered = lower(&shared, &plan, kv, &buffers, &choice)?;
         let stride = row_stride(plan.buffer(plan.logits).width);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let bytes = (plan.max_outputs * stride * 4) as u64;
+        let bytes = (plan.max_outputs * stride * 4) as u64 + buffers.sentinels.size();
         let staging = context.create_buffer("logits staging", bytes, usage)?;
         let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
@@ -107,6 +120,7 @@ impl GpuExecutor {
             lowered,
             staging,
             chain,
+            slots: SlotReader::new(Sentinels::Off),
             next: None,
         };
         #[cfg(test)]
@@ -189,7 +203,10 @@ impl GpuExecutor {
             drop(pass);
             match end {
                 Some(End::Logits) => self.copy_logits(&mut encoder, rows),
-                Some(End::Choice(index)) => self.chain.record_copy(&mut encoder, index),
+                Some(End::Choice(index)) => {
+                    let seen = rows.is_watched.then_some(&self.buffers.sentinels);
+                    self.chain.record_copy(&mut encoder, index, seen);
+                }
                 None => {}
             }
             encoder.finish()
@@ -219,6 +236,10 @@ impl GpuExecutor {
         if bytes > 0 {
             let logits = &self.buffers.activations[self.plan.logits.0];
             encoder.copy_buffer_to_buffer(logits, 0, &self.staging, 0, bytes);
+            if rows.is_watched {
+                let seen = &self.buffers.sentinels;
+                encoder.copy_buffer_to_buffer(seen, 0, &self.staging, bytes, seen.size());
+            }
         }
     }
 
@@ -227,22 +248,38 @@ impl GpuExecutor {
         (rows.n_outputs * stride * 4) as u64
     }
 
-    /// Waits for the batch and reads its logits from the staging buffer.
-    fn read_logits(&self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<()> {
+    /// Whether sentinels look at the batch that is submitted next.
+    fn takes(&mut self, position: usize, n_rows: usize) -> Result<bool> {
+        let Self { shared, slots, .. } = self;
+        slots.takes(&shared.context, &self.buffers.sentinels, position, n_rows)
+    }
+
+    /// Waits for the batch and reads its logits from the staging buffer, with what sentinels have seen in it
+    /// and in the batches before it.
+    fn read_logits(&mut self, rows: Rows, logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
-        if batch.n_outputs() == 0 {
+        if rows.n_outputs == 0 {
             return self.shared.context.check();
         }
         let context = &self.shared.context;
-        let bytes = self.logits_bytes(Rows::of(batch));
+        let logits_bytes = self.logits_bytes(rows);
+        let bytes = match rows.is_watched {
+            true => logits_bytes + self.buffers.sentinels.size(),
+            false => logits_bytes,
+        };
         let view = context.map_staging("read of the logits", &self.staging, bytes)?;
+        let (read, seen) = view.split_at(logits_bytes as usize);
         let width = self.plan.buffer(self.plan.logits).width;
-        for row in view.chunks_exact(row_stride(width) * 4) {
+        for row in read.chunks_exact(row_stride(width) * 4) {
             logits.extend_from_slice(bytemuck::cast_slice(&row[..width * 4]));
         }
+        let sound = match rows.is_watched {
+            true => check_slots(&self.plan, seen, self.slots.take_rows()),
+            false => Ok(()),
+        };
         drop(view);
         self.staging.unmap();
-        Ok(())
+        sound
     }
 
     fn submit_copy_of_logits(&self, rows: Rows) -> Result<()> {
@@ -316,6 +353,7 @@ fn dispatches(steps: &[Vec<Dispatch>], rows: Rows) -> impl Iterator<Item = (&Dis
             Extent::Outputs => rows.n_outputs,
         };
         let is_needed = n_rows > 0
+            && (rows.is_watched || !dispatch.is_sentinel)
             && dispatch.rows.covers(n_rows)
             && dispatch.visible.contains(&rows.n_visible);
         is_needed.then(|| (dispatch, (dispatch.grid)(n_rows)))
@@ -329,6 +367,7 @@ impl Executor for GpuExecutor {
         logits: &mut Vec<f32>,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
+        let mut rows = Rows::of(batch);
         match observer {
             None => {
                 self.write_batch(batch)?;
@@ -336,16 +375,17 @@ impl Executor for GpuExecutor {
                     rows,
                     end: End::Logits,
                 };
-                let rows = Rows::of(batch);
-                let next = Rows::token(rows.n_visible);
+                rows = rows.watched(self.takes(batch.position, rows.n_rows)?);
+                let position = rows.n_visible;
+                let next = Rows::token(position).watched(self.slots.would_take(position));
                 self.submit(recording(rows), recording(next))?;
             }
             Some(observer) => {
                 self.run_steps(batch, 0..self.plan.steps.len(), observer)?;
-                self.submit_copy_of_logits(Rows::of(batch))?;
+                self.submit_copy_of_logits(rows)?;
             }
         }
-        self.read_logits(batch, logits)
+        self.read_logits(rows, logits)
     }
 
     fn profile(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<BatchTimes> {
@@ -374,8 +414,12 @@ impl Executor for GpuExecutor {
             );
         }
         self.submit_copy_of_logits(rows)?;
-        self.read_logits(batch, logits)?;
+        self.read_logits(rows, logits)?;
         Ok(BatchTimes::new(clock, times, total))
+    }
+
+    fn watch(&mut self, sentinels: Sentinels) {
+        self.slots = SlotReader::new(sentinels);
     }
 
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
@@ -509,23 +553,24 @@ impl TokenChain for GpuExecutor {
                     .write_buffer(&self.buffers.batch, offset, random);
             }
         })?;
-        let recording = |index: usize, position: usize| Recording {
-            rows: match index {
-                0 => Rows::NONE,
-                _ => Rows::token(position - 1),
-            },
+        let recording = |index: usize, rows| Recording {
+            rows,
             end: End::Choice(index),
         };
-        let (now, next) = (
-            recording(index, position),
-            recording(index + 1, position + 1),
-        );
-        let submission = self.submit(now, next)?;
+        let rows = match index {
+            0 => Rows::NONE,
+            _ => Rows::token(position - 1).watched(self.takes(position - 1, 1)?),
+        };
+        // Each choice reads the slots of its own token.
+        self.slots.take_rows();
+        let next = Rows::token(position).watched(self.slots.would_take(position));
+        let submission = self.submit(recording(index, rows), recording(index + 1, next))?;
+        let context = &self.shared.context;
         self.chain
-            .submitted(&self.shared.context, position, submission)
+            .submitted(context, position, rows.is_watched, submission)
     }
 
-    fn read(&mut self) -> Result<u32> {
-        self.chain.read(&self.shared.context)
+    fn read(&mut self) -> Result<ChosenToken> {
+        self.chain.read(&self.shared.context, &self.plan)
     }
 }

@@ -9,6 +9,7 @@ mod lower;
 pub mod measure;
 mod pipelines;
 mod select;
+mod sentinels;
 #[cfg(test)]
 pub(crate) mod tampering;
 #[cfg(test)]

@@ -171,6 +171,7 @@ mod tests {
         Dispatch {
             step: 0,
             writes: vec![0],
+            is_sentinel: false,
             kernel: &add::KERNEL,
             rows: Rows::ANY,
             visible: 0..=usize::MAX,

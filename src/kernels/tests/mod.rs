@@ -8,6 +8,7 @@ mod few_rows;
 mod matrix;
 mod quantize;
 mod sample;
+mod sentinel;
 mod translate;
 
 use super::attention_coop::Tile as AttentionTile;

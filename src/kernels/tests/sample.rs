@@ -4,6 +4,7 @@ use super::{Random, gpu, padded, run_kernel, unwritten_words, variants};
 use crate::device::wgpu::context::Context;
 use crate::kernels::logit_maxima::{self, GROUP};
 use crate::kernels::sample::{self, Chosen};
+use crate::kernels::sentinel;
 use crate::kernels::{BatchParams, Kernel};
 use crate::sampler::{PlainSampling, Sampler, SamplingOptions};
 
@@ -137,11 +138,12 @@ fn mistakes_in_logit_maxima_are_found() {
             "tokens < vec4<u32>(p.n_tokens)",
             "tokens <= vec4<u32>(p.n_tokens)",
         ),
-        ("(bits << vec4<u32>(1u))", "bits"),
-        ("any(is_infinite)", "all(is_infinite)"),
+        ("max(a & vec4<u32>(MAGNITUDE)", "max(a"),
+        (", b & vec4<u32>(MAGNITUDE)", ", b"),
+        ("max(each.z, each.w)", "each.z"),
         ("best_of(d, token + 12u)", "best_of(d, token + 8u)"),
-        ("look(c) | look(d)", "look(c)"),
-        ("flags[lane] |= flags[lane + gap]", "flags[lane] |= 0u"),
+        ("larger(c, d)", "larger(c, c)"),
+        ("max(largest[lane], largest[lane + gap])", "largest[lane]"),
         ("(batch.n_outputs - 1u)", "0u"),
         ("gap == BLOCK / 2u", "gap == BLOCK"),
         ("b.x > a.x", "b.x >= a.x"),
@@ -224,7 +226,7 @@ fn choose(
             &rows(logits),
             bytemuck::cast_slice(&maxima),
             &unwritten_words(4),
-            &unwritten_words(4),
+            &unwritten_words(5),
         ],
     );
     let chosen: Chosen = bytemuck::pod_read_unaligned(&buffers[3]);
@@ -285,11 +287,14 @@ fn judge(
             "{n_logits} logits, {sampling:?}, random {random}: (token, candidates) {got:?}, expected {want:?}"
         ));
     }
-    let flags = logit_maxima::twin(logits, sampling.n_tokens);
-    let n_groups = logit_maxima::n_groups(logits.len());
-    let flags = flags[flags.len() - n_groups..].iter().fold(0, |a, b| a | b);
-    if (chosen.flags, chosen.position) != (flags, BATCH.position + BATCH.n_rows) {
-        return Err(format!("{chosen:?}, expected flags {flags}"));
+    let largest = sentinel::largest(logits);
+    let of_tokens = logits[..sampling.n_tokens].iter();
+    let best = of_tokens.map(|&logit| logit_maxima::ordered(logit)).max();
+    let want = (largest, BATCH.position + BATCH.n_rows, best);
+    if (chosen.largest, chosen.position, Some(chosen.best)) != want {
+        return Err(format!(
+            "{chosen:?}, expected (largest, position, best) {want:?}"
+        ));
     }
     Ok(())
 }
@@ -353,7 +358,9 @@ fn mistakes_in_sample_are_found() {
         ("i < lane)", "i <= lane)"),
         ("(batch.n_outputs - 1u)", "0u"),
         ("batch.position + batch.n_rows", "batch.position"),
-        ("atomicLoad(&flags)", "0u"),
+        ("atomicLoad(&largest)", "0u"),
+        ("atomicMax(&largest", "atomicAdd(&largest"),
+        ("best = kept[0].x", "best = kept[1].x"),
     ] {
         let kernel = altered(&sample::KERNEL, from, to);
         let mut is_noticed = false;

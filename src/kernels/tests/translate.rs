@@ -5,7 +5,8 @@ use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Variant, add, attention, attention_coop,
     attention_few, embed, f16_rows, gated_activation, logit_maxima, matmul, matmul_coop, matvec,
-    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, store_kv,
+    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
+    store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -155,6 +156,11 @@ fn params_members(kernel: &Kernel) -> Members {
         }),
         "select_outputs" => members!(select_outputs::Params {
             width,
+            stride,
+            padding
+        }),
+        "sentinel" => members!(sentinel::Params {
+            slot,
             stride,
             padding
         }),

@@ -5,6 +5,7 @@ use super::super::select::{Choice, FEW_ROWS};
 use crate::error::Result;
 use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::{self, Heads};
+use crate::kernels::sentinel::Slot;
 use crate::kernels::{BatchParams, quantize, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::plan::{BufferId, Op, Plan, Step};
@@ -26,6 +27,8 @@ pub(in crate::device::wgpu) struct SessionBuffers {
     pub(in crate::device::wgpu) caches: Vec<[wgpu::Buffer; 2]>,
     /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
     pub(in crate::device::wgpu) f16_rows: Option<[wgpu::Buffer; 2]>,
+    /// `[n_layers]` [`Slot`]s, what sentinels have seen of the result of each layer.
+    pub(in crate::device::wgpu) sentinels: wgpu::Buffer,
 }
 
 impl SessionBuffers {
@@ -118,6 +121,11 @@ impl SessionBuffers {
                 .map(cache)
                 .collect::<Result<Vec<_>>>()?,
             f16_rows: choice.matrix.map(|_| f16_rows()).transpose()?,
+            sentinels: create(
+                "sentinels",
+                (plan.layer_outputs.len() * size_of::<Slot>()) as u64,
+                storage | Usage::COPY_DST,
+            )?,
         })
     }
 

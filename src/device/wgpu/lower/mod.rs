@@ -27,6 +27,8 @@ pub(super) struct Dispatch {
     pub(super) step: usize,
     /// The steps whose results it writes; none where it prepares the input of its step.
     pub(super) writes: Vec<usize>,
+    /// Whether it is for watched batches alone.
+    pub(super) is_sentinel: bool,
     pub(super) kernel: &'static Kernel,
     /// The batches it is for, by their rows.
     pub(super) rows: Rows,
@@ -52,6 +54,7 @@ impl Dispatch {
 struct Draft<'a> {
     step: usize,
     writes: Vec<usize>,
+    is_sentinel: bool,
     rows: Rows,
     visible: RangeInclusive<usize>,
     extent: Extent,
@@ -118,6 +121,9 @@ pub(super) fn lower(
             Part::Alone => Some(draft),
             Part::First(..) | Part::Later => draft.for_many(),
         }));
+        // Whatever kernel writes the result of a layer has run by the turn of its step, and none of the next
+        // layer's has.
+        drafts.extend(lowering.sentinel(index));
         if let Some(dst) = step.op.dst() {
             rounded.forget(dst);
             if lowering.has_int8(&step.op, part) {
@@ -261,6 +267,7 @@ fn bind(
         let Draft {
             step,
             writes,
+            is_sentinel,
             rows,
             visible,
             extent,
@@ -271,6 +278,7 @@ fn bind(
         steps[step].push(Dispatch {
             step,
             writes,
+            is_sentinel,
             kernel,
             rows,
             visible,

@@ -269,6 +269,7 @@ impl<'a> Lowering<'a> {
         Draft {
             step,
             writes: vec![step],
+            is_sentinel: false,
             rows: Rows::ANY,
             visible: ALWAYS,
             extent: self.plan.buffer(rows_like).extent,
@@ -278,6 +279,20 @@ impl<'a> Lowering<'a> {
             storage,
             grid: Box::new(move |n_rows| grid(&params, n_rows)),
         }
+    }
+
+    /// The look at what a step wrote, where that is the result of a layer.
+    pub(super) fn sentinel(&self, step: usize) -> Option<Draft<'a>> {
+        use kernels::sentinel::{KERNEL, Params, grid};
+        let (slot, result) = self.plan.layer_output(step)?;
+        let params = Params::new(slot, self.width(result));
+        let src = whole(self.buffers.activation(result));
+        let storage = vec![src, whole(&self.buffers.sentinels)];
+        Some(Draft {
+            writes: Vec::new(),
+            is_sentinel: true,
+            ..self.plain(step, result, &KERNEL, params, storage, grid)
+        })
     }
 
     fn embed(&self, step: usize, weight: WeightId, scale: f32, dst: BufferId) -> Vec<Draft<'a>> {

@@ -1,7 +1,7 @@
 //! Devices that hold what the file gives, of which nothing is to be said. Those that do not are tested
 //! beside each device.
 
-use crate::diagnostics::Depth;
+use crate::diagnostics::{Depth, check_upload};
 use crate::gguf::{Gguf, WeightType};
 use crate::support::{devices, model};
 use crate::tiny;
