@@ -9,6 +9,8 @@ mod matrix;
 mod quantize;
 mod sample;
 mod translate;
+mod warnings;
+mod written;
 
 use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;
