@@ -50,6 +50,7 @@ pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
 pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use diagnostics::compare;
 pub use diagnostics::{
     Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
 };

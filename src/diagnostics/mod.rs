@@ -1,5 +1,6 @@
 //! Telling whether a running model is right, and where it is not; and where its time goes.
 
+pub mod compare;
 mod profile;
 mod verify;
 
