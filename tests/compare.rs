@@ -172,13 +172,13 @@ fn compare(url: &str, more: &[&str]) -> Output {
     run("compare", &[&args, more].concat())
 }
 
-/// llama.cpp's answer of these tokens: each is held for 0.6 and trueshot's own for 0.3.
+/// llama.cpp's answer of these tokens: each is held for 0.6 and trueshot's own for 0.2.
 fn llama(tokens: &[u32]) -> Reply {
     let candidate =
         |id: u32, share: f64| json!({"id": id, "token": text_of(id), "logprob": share.ln()});
     let described = |(&id, &own): (&u32, &u32)| {
         let mut chosen = candidate(id, 0.6);
-        chosen["top_logprobs"] = json!([candidate(id, 0.6), candidate(own, 0.3)]);
+        chosen["top_logprobs"] = json!([candidate(id, 0.6), candidate(own, 0.2)]);
         chosen
     };
     let text: String = tokens.iter().map(|&id| text_of(id)).collect();
@@ -255,7 +255,7 @@ fn other_token_is_shown_with_what_both_engines_hold_of_both() {
         format!("  {who:9} {token:24} trueshot {probability:>7.4}, server {of_server:>7}\n")
     };
     let (ours, theirs) = (
-        line("trueshot:", own, "0.3000"),
+        line("trueshot:", own, "0.2000"),
         line("server:", other, "0.6000"),
     );
     assert_differs(&output, position, &[&ours, &theirs, "\nnot a near tie: "]);
@@ -301,12 +301,12 @@ fn answer_cut_short_by_a_limit_agrees_as_far_as_it_goes() {
     assert_eq!(stdout(&output), "5 tokens agree\n");
 }
 
-/// OpenAI's answer: words, each held for 0.6 and trueshot's own for 0.3, or the text alone.
+/// OpenAI's answer: words, each held for 0.6 and trueshot's own for 0.2, or the text alone.
 fn serve_openai(words: Vec<String>, has_logprobs: bool) -> (String, Requests) {
     serve(move |path| match path {
         "/v1/models" => Reply::Json(json!({"data": [{"id": "served"}]})),
         "/v1/completions" => {
-            let top = |(word, &own): (&String, &u32)| json!({word: 0.6_f64.ln(), text_of(own): 0.3_f64.ln()});
+            let top = |(word, &own): (&String, &u32)| json!({word: 0.6_f64.ln(), text_of(own): 0.2_f64.ln()});
             let tops: Vec<Value> = words.iter().zip(&FACTS.answer).map(top).collect();
             let logprobs = json!({
                 "tokens": words, "token_logprobs": vec![0.6_f64.ln(); words.len()], "top_logprobs": tops,
@@ -346,7 +346,7 @@ fn other_text_differs_also_in_characters_of_several_bytes() {
     let parts = [
         "server:   \" é漢\"",
         "trueshot unknown, server  0.6000",
-        "server  0.3000",
+        "server  0.2000",
     ];
     assert_differs(&compare(&url, &[]), 4, &parts);
     words.truncate(5);
