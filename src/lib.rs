@@ -55,6 +55,7 @@ pub use device::wgpu::measure;
 pub use device::{
     Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference, Sentinels, gpus,
 };
+pub use diagnostics::compare;
 pub use diagnostics::{
     BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,
     FeatureReport, FeatureTrial, FileReport, Finding, Input, Outcome, Phase, Problem, Profile,

@@ -1,33 +1,13 @@
 //! The examples as a person runs them: what goes to stdout, what to stderr, and the exit code.
 
+#[path = "support/example.rs"]
+mod example;
+
+use example::{assert_fails, assert_succeeds, example, run, stderr, stdout};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-/// An example that `cargo test` has built beside this test.
-fn example(name: &str) -> Command {
-    // Not `current_exe`: it names the loader where a test runs through one.
-    let this = PathBuf::from(std::env::args_os().next().expect("a program has a name"));
-    let file = format!("{name}{}", std::env::consts::EXE_SUFFIX);
-    let profile = this
-        .ancestors()
-        .nth(2)
-        .expect("a test lies in target/PROFILE/deps");
-    let path = profile.join("examples").join(file);
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo build --release --examples`",
-        path.display()
-    );
-    let mut command = Command::new(path);
-    command.stdin(Stdio::null()).env_remove("RUST_LOG");
-    command
-}
-
-fn run(name: &str, args: &[&str]) -> Output {
-    example(name).args(args).output().unwrap()
-}
+use std::process::{Output, Stdio};
 
 fn run_with_input(name: &str, args: &[&str], input: &str) -> Output {
     let mut command = example(name);
@@ -46,47 +26,15 @@ fn run_with_input(name: &str, args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).unwrap()
-}
-
-fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).unwrap()
-}
-
-#[track_caller]
-fn assert_succeeds(output: &Output) {
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        stderr(output)
-    );
-}
-
-#[track_caller]
-fn assert_fails(output: &Output, code: i32, parts: &[&str]) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert_eq!(stdout(output), "");
-    for part in parts {
-        assert!(text.contains(part), "`{part}` is not in: {text}");
-    }
-    assert_eq!(
-        text.lines()
-            .filter(|line| line.starts_with("error: "))
-            .count(),
-        1,
-        "{text}"
-    );
-    assert!(!text.contains("panicked"), "{text}");
-}
-
 fn scratch_file(name: &str, contents: &[u8]) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&path, contents).unwrap();
     path
 }
+
+const EXAMPLES: [&str; 8] = [
+    "chat", "generate", "inspect", "verify", "trace", "compare", "profile", "bench",
+];
 
 const GREEDY: [&str; 4] = ["--device", "cpu", "--temperature", "0"];
 
@@ -394,9 +342,7 @@ fn inspect_ends_quietly_when_nobody_reads_on() {
 
 #[test]
 fn missing_file_is_named() {
-    for name in [
-        "chat", "generate", "inspect", "verify", "bench", "profile", "trace",
-    ] {
+    for name in EXAMPLES {
         let output = run(name, &["--model", "no/such.gguf", "--prompt", "Hello"]);
         assert_fails(&output, 1, &["no/such.gguf"]);
     }
@@ -434,9 +380,7 @@ fn wrong_options_are_refused_by_name() {
 
 #[test]
 fn help_lists_the_options() {
-    for name in [
-        "chat", "generate", "inspect", "verify", "bench", "profile", "trace",
-    ] {
+    for name in EXAMPLES {
         let output = run(name, &["--help"]);
         assert_succeeds(&output);
         let text = stdout(&output);

@@ -1,6 +1,7 @@
 //! Telling whether a running model is right, and where it is not; and where its time goes.
 
 mod bisect;
+pub mod compare;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::executor::GpuExecutor;
 use super::weights::GpuWeights;
+use crate::kernels::row_stride;
 use crate::model::WeightId;
 use crate::plan::Batch;
 use std::fmt;
@@ -93,6 +94,17 @@ impl Tampering {
                 find(weights, weight),
                 &vec![0; words.len()],
             );
+        })
+    }
+
+    /// A row of a matrix in planes of 8-bit integers and of scales, as zeros on the device.
+    pub(crate) fn zeroed_row(weight: &'static str, row: usize) -> Tampering {
+        Tampering::weights(move |context, weights| {
+            let id = find(weights, weight);
+            let mut words = read(context, weights, id);
+            let row_words = row_stride(weights.get(id).n_cols) / 4;
+            words[row * row_words..][..row_words].fill(0);
+            write(context, weights, id, &words);
         })
     }
 

@@ -1,6 +1,6 @@
 //! Kernels that compute something else.
 
-use super::{Fault, assert_found, builder, options};
+use super::{Damage, Fault, Tool, assert_found, builder, options};
 use crate::device::Activations::{self, F16, F32, Int8};
 use crate::device::wgpu::tampering::Tampering;
 use crate::device::wgpu::testing::gpu;
@@ -18,17 +18,15 @@ fn edited(
 ) -> Fault {
     Fault {
         what,
-        activations,
-        damage: Tampering::wgsl(kernel, from, to),
-        checked: Checked::Kernels,
+        damage: Damage::Gpu(activations, Tampering::wgsl(kernel, from, to)),
+        tool: Tool::Verify(Checked::Kernels),
         place,
         also: &[],
     }
 }
 
-#[test]
-fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
-    assert_found(vec![
+pub(super) fn of_values() -> Vec<Fault> {
+    vec![
         edited(
             "another epsilon",
             F32,
@@ -77,12 +75,16 @@ fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
             ],
             "result_output",
         ),
-    ]);
+    ]
 }
 
 #[test]
-fn verify_names_the_product_whose_tail_is_wrong() {
-    assert_found(vec![
+fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
+    assert_found(of_values());
+}
+
+pub(super) fn of_tails() -> Vec<Fault> {
+    vec![
         Fault {
             also: &["result_output"],
             ..edited(
@@ -120,12 +122,16 @@ fn verify_names_the_product_whose_tail_is_wrong() {
             ["tokens[row] - p", "tokens[row] - 1u - p"],
             "embd",
         ),
-    ]);
+    ]
 }
 
 #[test]
-fn verify_names_attention_that_is_wrong() {
-    assert_found(vec![
+fn verify_names_the_product_whose_tail_is_wrong() {
+    assert_found(of_tails());
+}
+
+pub(super) fn of_attention() -> Vec<Fault> {
+    vec![
         edited(
             "attention that sees the future",
             F32,
@@ -187,16 +193,34 @@ fn verify_names_attention_that_is_wrong() {
             ],
             "blk.0.Qcur",
         ),
-    ]);
+        Fault {
+            tool: Tool::Verify(Checked::Rewind),
+            place: "kv_cache",
+            ..edited(
+                "a cache that keeps what an earlier text left there",
+                F32,
+                "store_kv",
+                [
+                    "keys[cache_quad] = kv_encode(k[row_quad]);",
+                    "if all(keys[cache_quad] == KvWord()) { keys[cache_quad] = kv_encode(k[row_quad]); }",
+                ],
+                "blk.0.kv_cache",
+            )
+        },
+    ]
 }
 
 #[test]
-fn verify_names_the_choice_of_tokens_that_is_wrong() {
+fn verify_names_attention_that_is_wrong() {
+    assert_found(of_attention());
+}
+
+pub(super) fn of_choices() -> Vec<Fault> {
     let wrong = |what, kernel, edit| Fault {
-        checked: Checked::Determinism,
+        tool: Tool::Verify(Checked::Determinism),
         ..edited(what, F32, kernel, edit, "sample")
     };
-    assert_found(vec![
+    vec![
         wrong(
             "the least probable token",
             "sample",
@@ -207,7 +231,12 @@ fn verify_names_the_choice_of_tokens_that_is_wrong() {
             "logit_maxima",
             ["return select(a, b, b.x > a.x);", "return a;"],
         ),
-    ]);
+    ]
+}
+
+#[test]
+fn verify_names_the_choice_of_tokens_that_is_wrong() {
+    assert_found(of_choices());
 }
 
 #[test]

@@ -1,36 +1,59 @@
 //! Faults of every kind that a hunt for a wrong answer suspects, each done on purpose: the right tool must name
 //! the right place. A fault changes bytes or WGSL, and never what judges.
 
+mod in_file;
 mod kernels;
 mod on_device;
+mod table;
 
 use crate::device::wgpu::tampering::Tampering;
 use crate::device::wgpu::testing::gpu;
 use crate::device::{Activations, Device, GpuChoice};
 use crate::diagnostics::verify::{Checked, VerifyOptions, VerifyReport};
 use crate::engine::{Engine, EngineBuilder};
-use crate::gguf::WeightType;
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, WeightType};
 use crate::tiny;
 
-/// Damage on the GPU, and what `Engine::verify` must say of it.
+/// Something that is wrong, and what must be said of it.
 struct Fault {
     what: &'static str,
-    activations: Activations,
-    damage: Tampering,
-    /// The check that names it.
-    checked: Checked,
-    /// The step or tensor that it names.
+    damage: Damage,
+    tool: Tool,
+    /// The step or tensor that is named.
     place: &'static str,
-    /// Steps, by their names in a layer, that have the same fault.
+    /// What else the checks of steps and kernels may blame, by its name in a layer: where damage to a tensor
+    /// shows, or a step of the same kernel.
     also: &'static [&'static str],
 }
 
-/// A tiny model on the GPU, with room for every way that attention goes.
+enum Damage {
+    /// To what runs on the GPU.
+    Gpu(Activations, Tampering),
+    /// To the file: its bytes.
+    File(Vec<u8>),
+}
+
+/// What must name it.
+#[derive(Clone, Copy)]
+enum Tool {
+    /// `Engine::verify`, by this check.
+    Verify(Checked),
+    /// The load, by an error.
+    Load,
+    /// An answer under way, by an error: nobody asked.
+    Running,
+}
+
+/// A tiny model, with room for every way that attention goes.
 fn builder(activations: Activations) -> EngineBuilder {
-    Engine::builder_from(tiny::gguf(WeightType::Q8_0, None))
+    builder_of(tiny::gguf(WeightType::Q8_0, None)).activations(activations)
+}
+
+fn builder_of(gguf: Gguf) -> EngineBuilder {
+    Engine::builder_from(gguf)
         .device(Device::Gpu(GpuChoice::Best))
         .context_length(2048)
-        .activations(activations)
 }
 
 fn options() -> VerifyOptions {
@@ -40,59 +63,83 @@ fn options() -> VerifyOptions {
     }
 }
 
-fn verify(fault: Fault) -> (VerifyReport, Fault) {
-    let Fault {
-        what,
-        activations,
-        damage,
-        ..
-    } = fault;
-    let engine = builder(activations).tamper(damage).build();
-    let engine = engine.unwrap_or_else(|error| panic!("{what}: {error}"));
-    let report = engine.verify(&options());
-    let report = report.unwrap_or_else(|error| panic!("{what}: {error}"));
-    let fault = Fault {
-        damage: Tampering::default(),
-        ..fault
-    };
-    (report, fault)
+impl Damage {
+    fn engine(self) -> Result<Engine> {
+        match self {
+            Damage::Gpu(activations, tampering) => builder(activations).tamper(tampering).build(),
+            Damage::File(bytes) => builder_of(Gguf::from_bytes(bytes)?).build(),
+        }
+    }
 }
 
-/// Each fault is found by its check, at its place, and no check blames another step.
+/// Each fault is found by its tool, at its place, and no check blames another step.
 #[track_caller]
 fn assert_found(faults: Vec<Fault>) {
     if gpu().is_none() {
         return;
     }
     for fault in faults {
-        let (report, fault) = verify(fault);
         let Fault {
             what,
-            checked,
+            damage,
+            tool,
             place,
-            ..
+            also,
         } = fault;
-        let by_check = report.problems().find(|(found_by, _)| *found_by == checked);
-        let Some((_, problem)) = by_check else {
-            panic!("{what}: not seen by the check of {checked}: {report}");
+        let engine = match (tool, damage.engine()) {
+            (Tool::Load, Ok(_)) => panic!("{what}: was loaded"),
+            (Tool::Load, Err(error)) => {
+                assert!(error.to_string().contains(place), "{what}: {error}");
+                continue;
+            }
+            (_, engine) => engine.unwrap_or_else(|error| panic!("{what}: {error}")),
         };
-        assert_eq!(problem.place, place, "{what}: {report}");
-        // Steps are compared on what the device had, so that a fault is seen where it is and nowhere else.
-        let in_layer = |place: &str| place.rsplit('.').next().unwrap_or(place).to_owned();
-        for (checked, problem) in report.problems() {
-            let is_of_steps = [Checked::Kernels, Checked::Steps].contains(&checked);
-            let blamed = in_layer(&problem.place);
-            assert!(
-                !is_of_steps || blamed == in_layer(place) || fault.also.contains(&blamed.as_str()),
-                "{what}: the check of {checked} blames `{}`: {report}",
-                problem.place
-            );
+        match tool {
+            Tool::Verify(checked) => {
+                let report = engine.verify(&options());
+                let report = report.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_report(what, &report, checked, place, also);
+            }
+            Tool::Running | Tool::Load => {
+                let error = answer(&engine).expect_err(what);
+                let step = match &error {
+                    Error::WrongResult { step, .. } => step.as_str(),
+                    error => panic!("{what}: {error}"),
+                };
+                assert_eq!(step, place, "{what}: {error}");
+            }
         }
     }
 }
 
+fn answer(engine: &Engine) -> Result<String> {
+    let mut session = engine.session()?;
+    session
+        .generate(&options().prompt, &tiny::greedy(40))?
+        .text()
+}
+
+#[track_caller]
+fn assert_report(what: &str, report: &VerifyReport, checked: Checked, place: &str, also: &[&str]) {
+    let Some((_, problem)) = report.problems().find(|(by, _)| *by == checked) else {
+        panic!("{what}: not seen by the check of {checked}: {report}");
+    };
+    assert_eq!(problem.place, place, "{what}: {report}");
+    // Steps are compared on what the device had, so that a fault is seen where it is and nowhere else.
+    let in_layer = |place: &str| place.rsplit('.').next().unwrap_or(place).to_owned();
+    for (checked, problem) in report.problems() {
+        let is_of_steps = [Checked::Kernels, Checked::Steps].contains(&checked);
+        let blamed = in_layer(&problem.place);
+        assert!(
+            !is_of_steps || blamed == in_layer(place) || also.contains(&blamed.as_str()),
+            "{what}: the check of {checked} blames `{}`: {report}",
+            problem.place
+        );
+    }
+}
+
 #[test]
-fn what_is_not_damaged_verifies() {
+fn nothing_is_said_of_what_is_not_damaged() {
     if gpu().is_none() {
         return;
     }
@@ -100,5 +147,6 @@ fn what_is_not_damaged_verifies() {
         let engine = builder(activations).build().unwrap();
         let report = engine.verify(&options()).unwrap();
         assert!(report.passed(), "{activations:?}: {report}");
+        answer(&engine).unwrap();
     }
 }

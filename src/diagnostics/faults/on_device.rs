@@ -1,57 +1,86 @@
 //! Bytes on the device that are not what they should be, and work that is not done.
 
-use super::{Fault, assert_found, builder, options};
+use super::{Damage, Fault, Tool, assert_found, builder, options};
 use crate::device::Activations::F32;
 use crate::device::wgpu::tampering::Tampering;
 use crate::device::wgpu::testing::gpu;
 use crate::diagnostics::verify::Checked;
 use crate::error::Error;
 
-fn damaged(what: &'static str, damage: Tampering, checked: Checked, place: &'static str) -> Fault {
-    Fault {
+pub(super) fn faults() -> Vec<Fault> {
+    let fault = |what, damage, tool, place, also| Fault {
         what,
-        activations: F32,
-        damage,
-        checked,
+        damage: Damage::Gpu(F32, damage),
+        tool,
         place,
-        also: &[],
-    }
+        also,
+    };
+    let upload = Tool::Verify(Checked::Upload);
+    let steps = Tool::Verify(Checked::Steps);
+    let embeddings = || Tampering::zeroed("token_embd.weight");
+    vec![
+        fault(
+            "weights that an allocation left zero",
+            Tampering::zeroed("blk.1.attn_output.weight"),
+            upload,
+            "blk.1.attn_output.weight",
+            &["attn_output"],
+        ),
+        fault(
+            "weights of two layers in each other's place",
+            Tampering::swapped("blk.0.ffn_down.weight", "blk.1.ffn_down.weight"),
+            upload,
+            "blk.0.ffn_down.weight",
+            &["ffn_out"],
+        ),
+        fault(
+            "embeddings that are zero on the device",
+            embeddings(),
+            upload,
+            "token_embd.weight",
+            &["embd", "result_output"],
+        ),
+        fault(
+            "the same, and nobody asks",
+            embeddings(),
+            Tool::Running,
+            "blk.0.l_out",
+            &[],
+        ),
+        fault(
+            "an embedding of zeros on the device",
+            Tampering::zeroed_row("token_embd.weight", 260),
+            upload,
+            "token_embd.weight",
+            &["embd", "result_output"],
+        ),
+        fault(
+            "angles of another base",
+            Tampering::turned_positions(),
+            steps,
+            "blk.0.Qcur",
+            &[],
+        ),
+        fault(
+            "a dispatch that is left out",
+            Tampering::skipped("blk.1.ffn_norm"),
+            steps,
+            "blk.1.ffn_norm",
+            &[],
+        ),
+        fault(
+            "a cache that something else writes to",
+            Tampering::poisoned_cache(1),
+            steps,
+            "blk.1.kqv_out",
+            &[],
+        ),
+    ]
 }
 
 #[test]
-fn verify_names_the_step_that_was_left_out_or_had_other_bytes() {
-    assert_found(vec![
-        damaged(
-            "a dispatch that is left out",
-            Tampering::skipped("blk.1.ffn_norm"),
-            Checked::Steps,
-            "blk.1.ffn_norm",
-        ),
-        damaged(
-            "angles of the position behind",
-            Tampering::turned_positions(),
-            Checked::Steps,
-            "blk.0.Qcur",
-        ),
-        damaged(
-            "a cache that something else writes to",
-            Tampering::poisoned_cache(1),
-            Checked::Steps,
-            "blk.1.kqv_out",
-        ),
-        damaged(
-            "weights of two layers in each other's place",
-            Tampering::swapped("blk.0.ffn_down.weight", "blk.1.ffn_down.weight"),
-            Checked::Steps,
-            "blk.0.ffn_out",
-        ),
-        damaged(
-            "weights that an allocation left zero",
-            Tampering::zeroed("blk.1.attn_output.weight"),
-            Checked::Steps,
-            "blk.1.attn_output",
-        ),
-    ]);
+fn what_is_wrong_on_the_device_is_named() {
+    assert_found(faults());
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn nibbles(eight: u32) -> vec2<u32> {
 // The low byte of a word as bit 4 of eight bytes.
 fn fifth_bits(bits: u32) -> vec2<u32> {
     // Bit i times bit 7i + 4 of the factor is bit 8i + 4; no other products meet there, and none carries.
-    return (vec2(bits, bits >> 4u) & vec2(15u)) * 0x02040810u & vec2(0x10101010u);
+    return ((vec2(bits, bits >> 4u) & vec2(15u)) * 0x02040810u) & vec2(0x10101010u);
 }
 
 // Scale and min of a unit of Q4_K or Q5_K. A block of 8 units has 4 words in the plane: d and dmin, the

@@ -10,6 +10,8 @@ mod quantize;
 mod sample;
 mod sentinel;
 mod translate;
+mod warnings;
+mod written;
 
 use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;

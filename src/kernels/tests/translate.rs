@@ -1,6 +1,6 @@
 //! Every variant of every kernel as each backend will see it, and against its Rust declarations.
 
-use super::variants;
+use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Variant, add, attention, attention_coop,
@@ -173,26 +173,37 @@ fn params_members(kernel: &Kernel) -> Members {
     }
 }
 
-/// Parses and validates as wgpu does on a device with what the variant of the kernel needs.
-fn parse(kernel: &Kernel, variant: &Variant, source: &str) -> Result<(Module, ModuleInfo), String> {
-    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+/// Parses and validates as wgpu does on a device with what the variant of the kernel needs. A warning is an error.
+pub(super) fn parse(
+    kernel: &Kernel,
+    variant: &Variant,
+    source: &str,
+) -> Result<(Module, ModuleInfo), String> {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32; // Vulkan, Metal and DX12 have it
     capabilities.set(Capabilities::SUBGROUP, has_subgroups(kernel, variant));
     capabilities.set(Capabilities::SHADER_FLOAT16, kernel.uses.f16);
     let has_matrices = matrix_of(kernel, variant).is_some();
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, has_matrices);
-    let info = Validator::new(ValidationFlags::all(), capabilities)
-        .validate(&module)
-        .map_err(|e| e.emit_to_string(source))?;
-    Ok((module, info))
+    let (parsed, warnings) = warnings::of(|| -> Result<_, String> {
+        let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+        let info = Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .map_err(|e| e.emit_to_string(source))?;
+        Ok((module, info))
+    });
+    let parsed = parsed?;
+    require(warnings.is_empty(), || {
+        format!("naga warns: {}", warnings.join("; "))
+    })?;
+    Ok(parsed)
 }
 
-fn has_subgroups(kernel: &Kernel, variant: &Variant) -> bool {
+pub(super) fn has_subgroups(kernel: &Kernel, variant: &Variant) -> bool {
     matrix_of(kernel, variant).is_some() || kernel.reduces(variant) && variant.subgroups
 }
 
 /// The cooperative matrices that a variant uses, and its bytes of workgroup memory.
-fn matrix_of(kernel: &Kernel, variant: &Variant) -> Option<(CooperativeMatrix, usize)> {
+pub(super) fn matrix_of(kernel: &Kernel, variant: &Variant) -> Option<(CooperativeMatrix, usize)> {
     let tile = variant.tile.filter(|_| kernel.uses.tile);
     let attention_tile = variant
         .attention_tile
@@ -305,7 +316,7 @@ fn check_workgroup(
 }
 
 /// Options as wgpu sets them for trusted shaders on macOS 12, the oldest that has what it needs.
-fn to_msl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
+pub(super) fn to_msl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
     let mut resources = msl::EntryPointResources {
         sizes_buffer: Some(30),
         ..Default::default()
@@ -476,16 +487,22 @@ fn every_variant_of_every_kernel_translates_and_matches_its_declaration() {
     }
 }
 
+/// The variant with its parameters in the text, of kernels of few rows.
+pub(super) fn with_constants(kernel: &Kernel, variant: &Variant) -> Option<Variant> {
+    let is_of_few = kernel.uses.matvec || kernel.uses.heads || kernel.name == rms_norm::KERNEL.name;
+    let words = vec![16_u32; kernel.params_bytes / 4];
+    is_of_few.then(|| Variant {
+        constants: Constants::new(bytemuck::cast_slice(&words)),
+        ..*variant
+    })
+}
+
 #[test]
 fn parameters_as_constants_translate() {
     for kernel in ALL {
-        let is_of_few =
-            kernel.uses.matvec || kernel.uses.heads || kernel.name == rms_norm::KERNEL.name;
-        let words = vec![16_u32; kernel.params_bytes / 4];
-        for variant in variants(kernel, true).into_iter().filter(|_| is_of_few) {
-            let variant = Variant {
-                constants: Constants::new(bytemuck::cast_slice(&words)),
-                ..variant
+        for variant in variants(kernel, true) {
+            let Some(variant) = with_constants(kernel, &variant) else {
+                continue;
             };
             let source = kernel.source(&variant);
             assert!(!source.contains("var<uniform> p"), "`{}`", kernel.name);
@@ -540,6 +557,8 @@ fn refusal(from: &str, to: &str) -> String {
 fn the_check_refuses_a_broken_kernel() {
     assert!(refusal("a[at] + b[at]", "a[at] + absent").contains("absent"));
     assert!(refusal("a[at] + b[at]", "subgroupAdd(a[at])").contains("apabilit"));
+    let unknown = refusal("@compute", "@diagnostic(off, no_such_rule) @compute");
+    assert!(unknown.starts_with("naga warns: "), "{unknown}");
     assert!(refusal("fn main", "fn start").contains("`start`"));
     assert!(refusal("width: u32,", "width: u32, more: u32,").contains("`Params` has "));
     assert!(refusal("position: u32", "place: u32").contains("`Batch` has members"));

@@ -142,7 +142,7 @@ fn a_zeroed_buffer_is_named_and_called_so() {
                     let found = found.unwrap_or_else(|| panic!("{ty:?}, {name}: {report}"));
                     assert_eq!((found.row, found.found), (0, 0), "{ty:?}: {report}");
                     assert!(found.all_zero, "{ty:?}: {report}");
-                    let text = format!("WRONG: `{}`: row ", report.differences[0].name);
+                    let text = format!("`{}`: row ", report.differences[0].name);
                     assert!(report.to_string().starts_with(&text), "{report}");
                     assert!(report.to_string().contains("only zeros"), "{report}");
                 }

@@ -308,7 +308,7 @@ fn report_reads_well_and_is_json_too() {
     let report = check_file(&gguf, Depth::Full);
     let bytes = report.n_bytes();
     let expected = format!(
-        "WRONG: tensor `{MATRIX}`: row 1, block 1: |d| is inf (2 such scales); tensor `{MATRIX}`: \
+        "tensor `{MATRIX}`: row 1, block 1: |d| is inf (2 such scales); tensor `{MATRIX}`: \
          row 1, block 1: |m| is 3.2768e4, expected at most 1.28e2 ({bytes} of {bytes} bytes of 20 tensors)"
     );
     assert_eq!(report.to_string(), expected);
