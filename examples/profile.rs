@@ -12,7 +12,7 @@ use trueshot::measure::Bench;
 use trueshot::{Clock, Device, DeviceInfo, GpuChoice, Profile, Session};
 
 const ABOUT: &str = "\
-profile: where the time of a token or of a prompt goes, a line for each kind of step
+profile: where the time of a token or of a prompt goes, a line for each kind of step; and the memory in use
 
 usage: cargo run --release --example profile -- [OPTIONS]
 
@@ -88,6 +88,7 @@ fn profile() -> Result {
     let total = profile.total_time();
     table(&mut text, &rows, total, bandwidth)?;
     summary(&mut text, &rows, total, unprofiled, bandwidth)?;
+    writeln!(text, "\nmemory with one session\n{}", engine.memory()?)?;
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

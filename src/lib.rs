@@ -49,7 +49,10 @@ pub use chat_template::{ChatTemplate, Message};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
-pub use device::{Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, gpus};
+pub use device::{
+    Activations, AllocatorMemory, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, MemoryReport,
+    gpus,
+};
 pub use diagnostics::{
     Divergence, Finding, Phase, Profile, ProfiledDispatch, VerifyOptions, VerifyReport,
 };

@@ -1,6 +1,7 @@
 //! Where a plan runs: the reference (the truth, slow), the CPU (fast) or a GPU through wgpu.
 
 pub(crate) mod cpu;
+pub(crate) mod memory;
 pub(crate) mod reference;
 pub(crate) mod wgpu;
 
@@ -13,6 +14,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use memory::{AllocatorMemory, MemoryReport};
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -261,6 +264,12 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Bytes that a cache may take beside the weights; `None` where the device does not say.
     fn cache_budget_bytes(&self) -> Option<u64>;
+
+    /// What it and its executors hold; without the file.
+    ///
+    /// # Errors
+    /// Those of a GPU that failed.
+    fn memory(&self) -> Result<MemoryReport>;
 
     /// Makes room for one session: scratch buffers and a zeroed cache.
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>>;

@@ -1,5 +1,6 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
+use super::memory::{Charge, Ledger, MemoryReport, Purpose};
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Observation, Observer};
 use crate::error::Result;
 use crate::kernels;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub(crate) struct ReferenceBackend {
     weights: Weights,
     info: DeviceInfo,
+    ledger: Arc<Ledger>,
 }
 
 impl ReferenceBackend {
@@ -25,7 +27,11 @@ impl ReferenceBackend {
             driver: String::new(),
             n_threads: rayon::current_num_threads(),
         };
-        ReferenceBackend { weights, info }
+        ReferenceBackend {
+            weights,
+            info,
+            ledger: Arc::default(),
+        }
     }
 }
 
@@ -44,12 +50,21 @@ impl Backend for ReferenceBackend {
         super::cpu::available_memory_bytes().map(|bytes| bytes.saturating_sub(weights) / 2)
     }
 
+    fn memory(&self) -> Result<MemoryReport> {
+        Ok(self.ledger.report())
+    }
+
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(ReferenceExecutor::new(
-            self.weights.clone(),
-            plan.clone(),
-            kv,
-        )))
+        let mut executor = ReferenceExecutor::new(self.weights.clone(), plan.clone(), kv);
+        let caches = executor.caches.iter();
+        let n_cached: usize = caches
+            .map(|cache| cache.keys.len() + cache.values.len())
+            .sum();
+        executor.charges = Some([
+            self.ledger.charge(Purpose::Scratch, 0),
+            self.ledger.charge(Purpose::Cache, n_cached as u64 * 4),
+        ]);
+        Ok(Box::new(executor))
     }
 }
 
@@ -66,6 +81,8 @@ pub(crate) struct ReferenceExecutor {
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
     kv: KvLayout,
+    /// Of the buffers, which grow as they are needed, and of the caches.
+    charges: Option<[Charge; 2]>,
 }
 
 impl ReferenceExecutor {
@@ -81,6 +98,7 @@ impl ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
             kv: kv.clone(),
+            charges: None,
             weights,
             plan,
         }
@@ -249,6 +267,10 @@ impl Executor for ReferenceExecutor {
                 values,
                 width,
             })?;
+        }
+        if let Some([scratch, _]) = &mut self.charges {
+            let n_scratch: usize = self.buffers.iter().map(Vec::capacity).sum();
+            scratch.set(n_scratch as u64 * 4);
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(plan.logits));

@@ -1,10 +1,12 @@
 //! One session on the GPU: a batch is one encoder, one pass, one submit; and so is a token of a chain.
 
 use super::Shared;
+use super::buffer::Buffer;
 use super::chain::Chain;
 use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
 use super::select::{Choice, FEW_ROWS};
 use super::timestamps;
+use crate::device::memory::Purpose;
 use crate::device::{BatchTimes, DispatchTime, Executor, Observation, Observer, TokenChain};
 use crate::error::Result;
 use crate::kernels::{BatchParams, row_stride};
@@ -27,7 +29,7 @@ pub(super) struct GpuExecutor {
     buffers: SessionBuffers,
     lowered: Lowered,
     /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits.
-    staging: wgpu::Buffer,
+    staging: Buffer,
     chain: Chain,
     /// Recorded ahead.
     next: Option<(Recording, Vec<wgpu::CommandBuffer>)>,
@@ -92,7 +94,7 @@ impl GpuExecutor {
         let stride = row_stride(plan.buffer(plan.logits).width);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = (plan.max_outputs * stride * 4) as u64;
-        let staging = context.create_buffer("logits staging", bytes, usage)?;
+        let staging = context.create_buffer(Purpose::Staging, "logits staging", bytes, usage)?;
         let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
         Ok(GpuExecutor {
             shared,

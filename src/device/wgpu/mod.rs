@@ -1,5 +1,6 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
+mod buffer;
 mod chain;
 pub(crate) mod context;
 mod executor;
@@ -17,9 +18,11 @@ mod weights;
 pub use context::GpuFeatures;
 pub(crate) use context::{Context as Gpu, adapters};
 
+use self::buffer::Buffer;
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
+use super::memory::{MemoryReport, Purpose};
 use super::{Activations, Backend, DeviceInfo, Executor, Rounding};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
@@ -47,7 +50,7 @@ pub(super) struct Shared {
 struct StoredTable {
     table: RopeTable,
     capacity: usize,
-    buffer: ::wgpu::Buffer,
+    buffer: Buffer,
 }
 
 impl GpuBackend {
@@ -92,6 +95,10 @@ impl Backend for GpuBackend {
         None
     }
 
+    fn memory(&self) -> Result<MemoryReport> {
+        self.shared.context.memory()
+    }
+
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
         let executor = GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?;
         self.shared.context.save_pipelines();
@@ -101,7 +108,7 @@ impl Backend for GpuBackend {
 
 impl Shared {
     /// Cosines and sines of every position below `capacity`: `[capacity, n_dims / 2, 2] f32`.
-    fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<::wgpu::Buffer> {
+    fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<Buffer> {
         let mut stored = self
             .rope_tables
             .lock()
@@ -119,7 +126,9 @@ impl Shared {
             let what = format!("a rope table of {capacity} positions");
             return Err(self.context.out_of_memory(what, bytes));
         }
-        let buffer = self.context.create_buffer("rope_table", bytes, usage)?;
+        let buffer = self
+            .context
+            .create_buffer(Purpose::Scratch, "rope_table", bytes, usage)?;
         self.context.scoped("upload of a rope table", || {
             const POSITIONS: usize = 4096;
             for first in (0..capacity).step_by(POSITIONS) {

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::lower::Dispatch;
 use crate::device::Clock;
+use crate::device::memory::Purpose;
 use crate::error::{Error, Result};
 use std::time::Duration;
 
@@ -99,7 +100,7 @@ fn run(
 ) -> Result<Vec<u64>> {
     let bytes = count as u64 * 8;
     let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-    let resolved = context.create_buffer("timestamps", bytes, usage)?;
+    let resolved = context.create_buffer(Purpose::Scratch, "timestamps", bytes, usage)?;
     context.scoped("timestamps", || {
         let queries = context.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("timestamps"),
@@ -149,7 +150,12 @@ mod tests {
             random: 0,
         };
         let buffer = |label: &str, contents: &[u8], bytes: usize, usage: Usage| {
-            let buffer = context.create_buffer(label, bytes as u64, usage | Usage::COPY_DST);
+            let buffer = context.create_buffer(
+                Purpose::Scratch,
+                label,
+                bytes as u64,
+                usage | Usage::COPY_DST,
+            );
             let buffer = buffer.unwrap();
             context.queue.write_buffer(&buffer, 0, contents);
             buffer
