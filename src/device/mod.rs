@@ -311,6 +311,15 @@ pub(crate) trait Executor: Send {
         })
     }
 
+    /// As [`Executor::run`], under a graphics debugger. False where none is attached.
+    fn capture(&mut self, _batch: &Batch<'_>, _logits: &mut Vec<f32>) -> Result<bool> {
+        Err(Error::Unsupported {
+            kind: "capture on",
+            name: "a device without a GPU".to_owned(),
+            supported: "GPUs, in Xcode and RenderDoc".to_owned(),
+        })
+    }
+
     /// For devices that can choose tokens themselves.
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
         None

@@ -75,12 +75,12 @@ impl Chain {
         let usage = Usage::STORAGE | Usage::COPY_SRC;
         let chosen =
             context.create_buffer(Purpose::Scratch, "chosen token", CHOSEN_BYTES, usage)?;
-        let slot = |_| -> Result<Slot> {
+        let slot = |index| -> Result<Slot> {
             let usage = Usage::MAP_READ | Usage::COPY_DST;
             Ok(Slot {
                 staging: context.create_buffer(
                     Purpose::Staging,
-                    "token staging",
+                    &format!("token staging {index}"),
                     CHOSEN_BYTES,
                     usage,
                 )?,
@@ -210,7 +210,7 @@ impl Stage {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = context.create_buffer(
             Purpose::Scratch,
-            kernel.name,
+            &format!("{} params", kernel.name),
             kernel.params_bytes as u64,
             usage,
         )?;

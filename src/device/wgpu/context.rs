@@ -334,6 +334,12 @@ impl Context {
         }
     }
 
+    /// An encoder of commands, which a graphics debugger shows as `label`.
+    pub(crate) fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(label) };
+        self.device.create_command_encoder(&descriptor)
+    }
+
     /// Waits until the GPU has done all that was submitted.
     ///
     /// # Errors
@@ -377,7 +383,7 @@ impl Context {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.create_buffer(Purpose::Staging, "read staging", bytes, usage)?;
         self.scoped("read of a buffer", || {
-            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut encoder = self.encoder("read of a buffer");
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
             self.queue.submit([encoder.finish()]);
         })?;
@@ -414,6 +420,14 @@ impl Context {
         staging
             .get_mapped_range(..bytes)
             .map_err(|error| failed(&error))
+    }
+}
+
+/// A pass that a graphics debugger shows as `label`.
+pub(crate) fn named(label: &str) -> wgpu::ComputePassDescriptor<'_> {
+    wgpu::ComputePassDescriptor {
+        label: Some(label),
+        timestamp_writes: None,
     }
 }
 

@@ -1,8 +1,11 @@
 //! One session on the GPU: a batch is one encoder, one pass, one submit; and so is a token of a chain.
 
+mod capture;
+
 use super::Shared;
 use super::buffer::Buffer;
 use super::chain::Chain;
+use super::context::named;
 use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
 use super::select::{Choice, FEW_ROWS};
 use super::timestamps;
@@ -159,9 +162,8 @@ impl GpuExecutor {
         let parts = self.submissions(rows);
         let last = parts.len() - 1;
         parts.into_iter().enumerate().map(move |(index, steps)| {
-            let device = &self.shared.context.device;
-            let mut encoder = device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut encoder = self.shared.context.encoder("batch");
+            let mut pass = encoder.begin_compute_pass(&named("batch"));
             self.record_steps(&mut pass, steps, rows);
             let end = (index == last).then_some(end);
             if let Some(End::Choice(_)) = end {
@@ -233,8 +235,8 @@ impl GpuExecutor {
             self.plan.steps.iter().zip(&self.lowered.steps).enumerate()
         {
             context.scoped(&step.name, || {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let mut encoder = context.encoder(&step.name);
+                let mut pass = encoder.begin_compute_pass(&named(&step.name));
                 let steps = std::slice::from_ref(dispatches);
                 self.record_steps(&mut pass, steps, Rows::of(batch));
                 drop(pass);
@@ -254,7 +256,7 @@ impl GpuExecutor {
     fn submit_copy_of_logits(&self, rows: Rows) -> Result<()> {
         let context = &self.shared.context;
         context.scoped("copy of the logits", || {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
+            let mut encoder = context.encoder("copy of the logits");
             self.copy_logits(&mut encoder, rows);
             context.queue.submit([encoder.finish()]);
         })
@@ -379,6 +381,10 @@ impl Executor for GpuExecutor {
         self.submit_copy_of_logits(rows)?;
         self.read_logits(batch, logits)?;
         Ok(BatchTimes::new(clock, times, total))
+    }
+
+    fn capture(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<bool> {
+        self.run_captured(batch, logits)
     }
 
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {

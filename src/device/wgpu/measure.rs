@@ -3,7 +3,7 @@
 mod stream;
 
 use super::buffer::Buffer;
-use super::context::{Context, GpuFeatures};
+use super::context::{Context, GpuFeatures, named};
 use super::select::{self, Choice, FEW_ROWS};
 use crate::device::memory::Purpose;
 use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};
@@ -270,8 +270,8 @@ impl Bench {
             .collect::<Result<Vec<_>>>()?;
         let [x, y, z] = timed.grid;
         let run = |n_dispatches: usize| -> Result<Duration> {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut encoder = context.encoder(name);
+            let mut pass = encoder.begin_compute_pass(&named(name));
             pass.set_pipeline(&pipeline.compiled);
             for group in groups.iter().cycle().take(n_dispatches) {
                 pass.set_bind_group(0, group, &[]);

@@ -126,9 +126,10 @@ impl Shared {
             let what = format!("a rope table of {capacity} positions");
             return Err(self.context.out_of_memory(what, bytes));
         }
+        let label = format!("rope_table {}", stored.len());
         let buffer = self
             .context
-            .create_buffer(Purpose::Scratch, "rope_table", bytes, usage)?;
+            .create_buffer(Purpose::Scratch, &label, bytes, usage)?;
         self.context.scoped("upload of a rope table", || {
             const POSITIONS: usize = 4096;
             for first in (0..capacity).step_by(POSITIONS) {

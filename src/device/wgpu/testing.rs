@@ -1,7 +1,7 @@
 //! What the tests of kernels need of a GPU.
 
 use super::buffer::Buffer;
-use super::context::{Context, GpuFeatures};
+use super::context::{Context, GpuFeatures, named};
 use crate::device::GpuChoice;
 use crate::device::memory::Purpose;
 use crate::error::Result;
@@ -70,8 +70,8 @@ pub(crate) fn run_kernel(
         .bind_group(kernel.name, &pipeline, &bindings)
         .unwrap();
     let run = || {
-        let mut encoder = context.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
+        let mut encoder = context.encoder(kernel.name);
+        let mut pass = encoder.begin_compute_pass(&named(kernel.name));
         pass.set_pipeline(&pipeline.compiled);
         pass.set_bind_group(0, &bind_group, &[]);
         pass.dispatch_workgroups(grid[0], grid[1], grid[2]);

@@ -236,7 +236,7 @@ impl Staging {
             .collect();
         self.mapped = context.scoped(WHAT, || {
             self.buffer.unmap();
-            let mut encoder = context.device.create_command_encoder(&Default::default());
+            let mut encoder = context.encoder(WHAT);
             for (part, (copies, _)) in parts.iter().zip(&repacked) {
                 for &Copy { from, to, bytes } in copies {
                     encoder.copy_buffer_to_buffer(
@@ -295,7 +295,7 @@ fn check_samples(context: &Context, weights: &Weights, samples: &[Sample<'_>]) -
     let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
     let all = context.create_buffer(Purpose::Staging, "weight samples", bytes as u64, usage)?;
     context.scoped("read of weights", || {
-        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut encoder = context.encoder("read of weights");
         let mut end = 0;
         for sample in samples {
             let bytes = sample.words.len() as u64 * 4;

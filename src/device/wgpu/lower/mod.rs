@@ -255,7 +255,8 @@ fn bind(
         ];
         bindings.extend(draft.storage);
         let name = &plan.steps[draft.step].name;
-        let bind_group = context.bind_group(name, &pipeline, &bindings)?;
+        let label = format!("{name}: {}", draft.kernel.name);
+        let bind_group = context.bind_group(&label, &pipeline, &bindings)?;
         let Draft {
             step,
             writes,
