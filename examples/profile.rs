@@ -12,13 +12,14 @@ use trueshot::measure::Bench;
 use trueshot::{Clock, Device, DeviceInfo, GpuChoice, Profile, Session};
 
 const ABOUT: &str = "\
-profile: where the time of a token or of a prompt goes, a line for each kind of step
+profile: where the time of a token or of a prompt goes, a line for each kind of step; and the memory in use
 
 usage: cargo run --release --example profile -- [OPTIONS]
 
   --tg N             a token behind N others [128]
   --pp N             a prompt of N tokens, at most one batch, from an empty cache instead
   --repeat N         runs, of which the one with the median time is shown [5]
+  --capture          runs it once under the graphics debugger that this was started in, and shows nothing
   --in-order         lines in the order of execution instead of the slowest first
 ";
 
@@ -28,12 +29,14 @@ fn main() -> ExitCode {
 
 fn profile() -> Result {
     let (mut tg, mut pp, mut repeat, mut in_order) = (128, None, 5, false);
+    let mut capture = false;
     let mut options = options::Options::parse(ABOUT, |name, parser| {
         match name {
             "tg" => tg = options::value(name, parser)?,
             "pp" => pp = Some(options::value(name, parser)?),
             "repeat" => repeat = options::value(name, parser)?,
             "in-order" => in_order = true,
+            "capture" => capture = true,
             _ => return Ok(false),
         }
         Ok(true)
@@ -57,6 +60,16 @@ fn profile() -> Result {
     let (before, tokens) = tokens.split_at(n_before);
     if !before.is_empty() {
         session.eval(before)?;
+    }
+    if capture {
+        let message = match session.capture(tokens)? {
+            true => "captured",
+            false => {
+                "no graphics debugger: start this in Xcode, or built with debug assertions in RenderDoc"
+            }
+        };
+        writeln!(io::stderr(), "{message}")?;
+        return Ok(());
     }
 
     let unprofiled = median(repeat, &mut session, n_before, |session| {
@@ -88,6 +101,7 @@ fn profile() -> Result {
     let total = profile.total_time();
     table(&mut text, &rows, total, bandwidth)?;
     summary(&mut text, &rows, total, unprofiled, bandwidth)?;
+    writeln!(text, "\nmemory with one session\n{}", engine.memory()?)?;
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

@@ -5,7 +5,9 @@ use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{Activations, Backend, Device, DeviceInfo, Executor, Rounding, Sentinels};
+use crate::device::{
+    Activations, Backend, Device, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels,
+};
 use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport, bisect_engine, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -184,6 +186,18 @@ impl Engine {
     /// Bytes of the weights as the device holds them.
     pub fn weight_bytes(&self) -> u64 {
         self.inner.model.weights.stored_bytes()
+    }
+
+    /// What the engine and all its sessions hold on the device now, by what it is for. A session's part is gone
+    /// once it is dropped, but for the first: its room is made when the engine is.
+    ///
+    /// # Errors
+    /// Those of a GPU that failed; it is waited for.
+    pub fn memory(&self) -> Result<MemoryReport> {
+        Ok(MemoryReport {
+            file_bytes: self.inner.gguf.file_bytes(),
+            ..self.inner.backend.memory()?
+        })
     }
 
     /// Answers whether the engine is right, here, on this device, with this file: see [`Checked`] for what is

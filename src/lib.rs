@@ -53,7 +53,8 @@ pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;
 pub use device::{
-    Activations, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference, Sentinels, gpus,
+    Activations, AllocatorMemory, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference,
+    MemoryReport, Sentinels, gpus,
 };
 pub use diagnostics::compare;
 pub use diagnostics::{

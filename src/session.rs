@@ -208,6 +208,19 @@ impl Session {
         })
     }
 
+    /// Runs `tokens` as one batch, which a graphics debugger captures: one that the program was started under, Xcode
+    /// (with `MTL_CAPTURE_ENABLED=1`) on Apple's systems and RenderDoc elsewhere, for which wgpu must be compiled with
+    /// debug assertions. All that the debugger shows has a name, and each dispatch those of its step and kernel. Says
+    /// whether there was such a debugger; without one the batch runs all the same, and the log has the reason.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the device is not a GPU, else as [`Session::observe`].
+    pub fn capture(&mut self, tokens: &[u32]) -> Result<bool> {
+        self.append_batch(tokens, |executor, batch, logits| {
+            executor.capture(batch, logits)
+        })
+    }
+
     /// Appends `tokens` and runs them by `run`, as one batch with the logits of the last.
     fn append_batch<T>(
         &mut self,

@@ -6,7 +6,7 @@ mod tiny;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
-use support::{centred_relative_error, devices, eval_in_chunks};
+use support::{centred_relative_error, devices, eval_in_chunks, gpu};
 use tiny::{engine, greedy, tokens};
 use trueshot::gguf::WeightType;
 use trueshot::{
@@ -258,6 +258,35 @@ fn profile_covers_every_step_and_leaves_the_session_as_eval_does() {
             session.profile(&too_many),
             Err(Error::InvalidArgument { name: "tokens", .. })
         ));
+    }
+}
+
+#[test]
+fn captured_batch_gives_the_logits_of_eval() {
+    let Some(device) = gpu() else { return };
+    let engine = engine(device);
+    let mut plain = engine.session().unwrap();
+    let mut captured = engine.session().unwrap();
+    for n_tokens in [1, 20, 1, 3] {
+        let tokens = tokens(n_tokens);
+        // Nothing captures here: no debugger has started the tests.
+        assert!(!captured.capture(&tokens).unwrap());
+        let expected = plain.eval(&tokens).unwrap();
+        assert_eq!(captured.eval(&[]).unwrap(), expected, "{n_tokens} tokens");
+    }
+    let answer = |session: &mut trueshot::Session| {
+        session.generate("w1", &greedy(5)).unwrap().text().unwrap()
+    };
+    assert_eq!(answer(&mut captured), answer(&mut plain));
+}
+
+#[test]
+fn capture_without_a_gpu_is_refused() {
+    for device in [Device::Cpu, Device::Reference] {
+        let mut session = engine(device).session().unwrap();
+        let error = session.capture(&tokens(3)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert!(session.tokens().is_empty());
     }
 }
 

@@ -20,7 +20,19 @@ struct Shape {
     tied: bool,
 }
 
-const SHAPES: [Shape; 3] = [
+const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "tiny",
+        n_layer: 2,
+        hidden_size: 256,
+        intermediate_size: 512,
+        n_head: 4,
+        n_head_kv: 2,
+        head_dim: 64,
+        vocab_size: 320,
+        rope_theta: 10_000.0,
+        tied: true,
+    },
     Shape {
         name: "smollm2-135m",
         n_layer: 30,

@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu;
 mod held;
+pub(crate) mod memory;
 pub(crate) mod reference;
 pub(crate) mod sentinel;
 pub(crate) mod stepwise;
@@ -24,6 +25,8 @@ pub(crate) use stepwise::Stepwise;
 
 pub(crate) use held::Held;
 pub use held::HeldDifference;
+
+pub use memory::{AllocatorMemory, MemoryReport};
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -289,6 +292,12 @@ pub(crate) trait Backend: Send + Sync {
         Ok(Held::Same { bytes: 0 })
     }
 
+    /// What it and its executors hold; without the file.
+    ///
+    /// # Errors
+    /// Those of a GPU that failed.
+    fn memory(&self) -> Result<MemoryReport>;
+
     /// Makes room for one session: scratch buffers and a zeroed cache.
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>>;
 }
@@ -332,6 +341,15 @@ pub(crate) trait Executor: Stepwise + Send {
     /// Has batches looked at as `sentinels` say, from now on; without this none is. Runs that are observed or
     /// profiled are not. What a batch without logits has wrong is an error of the next one with logits.
     fn watch(&mut self, sentinels: Sentinels);
+
+    /// As [`Executor::run`], under a graphics debugger. False where none is attached.
+    fn capture(&mut self, _batch: &Batch<'_>, _logits: &mut Vec<f32>) -> Result<bool> {
+        Err(Error::Unsupported {
+            kind: "capture on",
+            name: "a device without a GPU".to_owned(),
+            supported: "GPUs, in Xcode and RenderDoc".to_owned(),
+        })
+    }
 
     /// For devices that can choose tokens themselves.
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {

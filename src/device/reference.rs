@@ -1,5 +1,6 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
+use super::memory::{Charge, Ledger, MemoryReport, Purpose};
 use super::sentinel::{Sentinels, Watch, check_layer};
 use super::stepwise::every_step;
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub(crate) struct ReferenceBackend {
     weights: Weights,
     info: DeviceInfo,
+    ledger: Arc<Ledger>,
 }
 
 impl ReferenceBackend {
@@ -28,7 +30,11 @@ impl ReferenceBackend {
             driver: String::new(),
             n_threads: rayon::current_num_threads(),
         };
-        ReferenceBackend { weights, info }
+        ReferenceBackend {
+            weights,
+            info,
+            ledger: Arc::default(),
+        }
     }
 }
 
@@ -51,12 +57,21 @@ impl Backend for ReferenceBackend {
         Ok(Held::InFile)
     }
 
+    fn memory(&self) -> Result<MemoryReport> {
+        Ok(self.ledger.report())
+    }
+
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        Ok(Box::new(ReferenceExecutor::new(
-            self.weights.clone(),
-            plan.clone(),
-            kv,
-        )))
+        let mut executor = ReferenceExecutor::new(self.weights.clone(), plan.clone(), kv);
+        let caches = executor.caches.iter();
+        let n_cached: usize = caches
+            .map(|cache| cache.keys.len() + cache.values.len())
+            .sum();
+        executor.charges = Some([
+            self.ledger.charge(Purpose::Scratch, 0),
+            self.ledger.charge(Purpose::Cache, n_cached as u64 * 4),
+        ]);
+        Ok(Box::new(executor))
     }
 }
 
@@ -74,6 +89,8 @@ pub(crate) struct ReferenceExecutor {
     caches: Vec<LayerCache>,
     kv: KvLayout,
     watch: Watch,
+    /// Of the buffers, which grow as they are needed, and of the caches.
+    charges: Option<[Charge; 2]>,
 }
 
 impl ReferenceExecutor {
@@ -90,6 +107,7 @@ impl ReferenceExecutor {
             caches: (0..kv.layers.len()).map(cache).collect(),
             kv: kv.clone(),
             watch: Watch::new(Sentinels::Off),
+            charges: None,
             weights,
             plan,
         }
@@ -262,6 +280,10 @@ impl Executor for ReferenceExecutor {
                     }
                 }
             }
+        }
+        if let Some([scratch, _]) = &mut self.charges {
+            let n_scratch: usize = self.buffers.iter().map(Vec::capacity).sum();
+            scratch.set(n_scratch as u64 * 4);
         }
         logits.clear();
         logits.extend_from_slice(self.buffer(self.plan.logits));

@@ -39,7 +39,7 @@ pub fn gpu() -> Option<Device> {
 }
 
 /// Written past the capture of the test's output, so that it is seen.
-fn skipped(why: &str) {
+pub fn skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }

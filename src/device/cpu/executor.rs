@@ -4,6 +4,7 @@ use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
 use super::{elementwise, matmul};
+use crate::device::memory::{Charge, Purpose};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
@@ -25,6 +26,7 @@ pub(super) struct CpuExecutor {
     angles: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
     watch: Watch,
+    _charges: [Charge; 2],
 }
 
 impl CpuExecutor {
@@ -40,7 +42,13 @@ impl CpuExecutor {
         let caches = caches
             .map(|&shape| LayerCache::new(kv.ty, shape, kv.capacity))
             .collect();
+        let bytes = |all: &Vec<Vec<f32>>| all.iter().map(|v| v.len() as u64 * 4).sum::<u64>();
+        let scratch_bytes = bytes(&buffers) + bytes(&angles);
         CpuExecutor {
+            _charges: [
+                shared.ledger.charge(Purpose::Cache, kv.total_bytes()),
+                shared.ledger.charge(Purpose::Scratch, scratch_bytes),
+            ],
             shared,
             plan,
             buffers,

@@ -14,6 +14,7 @@ mod simd;
 mod tests;
 mod weights;
 
+use super::memory::{Charge, Ledger, MemoryReport, Purpose};
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
@@ -31,6 +32,9 @@ use weights::CpuWeights;
 /// What all sessions on the CPU share.
 struct Shared {
     weights: CpuWeights,
+    ledger: Arc<Ledger>,
+    /// Of what is held of the weights beside the file.
+    _charge: Charge,
     simd: Simd,
     pool: ThreadPool,
 }
@@ -76,8 +80,11 @@ impl CpuBackend {
             n_threads,
         };
         let weights = CpuWeights::new(weights, &pool, available_memory_bytes(), progress)?;
+        let ledger = Arc::<Ledger>::default();
         Ok(CpuBackend {
             shared: Arc::new(Shared {
+                _charge: ledger.charge(Purpose::Weights, weights.held_bytes()),
+                ledger,
                 weights,
                 simd,
                 pool,
@@ -103,6 +110,10 @@ impl Backend for CpuBackend {
     fn compare_weight(&self, id: WeightId, runs: &[Range<usize>]) -> Result<Held> {
         let Shared { weights, pool, .. } = &*self.shared;
         Ok(pool.install(|| weights.compare(id, runs)))
+    }
+
+    fn memory(&self) -> Result<MemoryReport> {
+        Ok(self.shared.ledger.report())
     }
 
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {

@@ -81,6 +81,15 @@ impl CpuWeights {
         Ok(CpuWeights { weights, entries })
     }
 
+    /// Bytes of memory beside the file's.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let bytes = |entry: &Entry| {
+            let converted = entry.converted.as_ref().map_or(0, Vec::len);
+            (converted + size_of_val(&*entry.vector)) as u64
+        };
+        self.entries.iter().map(bytes).sum()
+    }
+
     pub(super) fn get(&self, id: WeightId) -> &Weight {
         self.weights.get(id)
     }

@@ -1,10 +1,12 @@
 //! The choice of tokens on the GPU: the kernels behind the logits, and a ring of buffers in which the host
 //! reads what they chose while later tokens run.
 
+use super::buffer::Buffer;
 use super::context::Context;
 use super::lower::SessionBuffers;
 use super::pipelines::Pipeline;
 use super::sentinels::check_slots;
+use crate::device::memory::Purpose;
 use crate::device::{ChosenToken, TOKENS_AHEAD};
 use crate::error::{Error, Result};
 use crate::kernels::logit_maxima;
@@ -26,7 +28,7 @@ pub(super) struct Chain {
     n_logits: usize,
     maxima: Stage,
     sample: Stage,
-    chosen: wgpu::Buffer,
+    chosen: Buffer,
     /// [`N_SLOTS`] of them, used in turn.
     slots: Vec<Slot>,
     /// Since the start.
@@ -39,14 +41,14 @@ pub(super) struct Chain {
 struct Stage {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
-    params: wgpu::Buffer,
+    params: Buffer,
     grid: [u32; 3],
 }
 
 /// Where the host reads a choice.
 struct Slot {
     /// [`Chosen`], and behind it the slots of the sentinels where the token was watched.
-    staging: wgpu::Buffer,
+    staging: Buffer,
     queued: Option<Queued>,
 }
 
@@ -69,19 +71,30 @@ impl Chain {
         use wgpu::BufferUsages as Usage;
         let n_logits = plan.buffer(plan.logits).width;
         let maxima_bytes = logit_maxima::n_words(n_logits) as u64 * 4;
-        let maxima = context.create_buffer("logit maxima", maxima_bytes, Usage::STORAGE)?;
+        let maxima = context.create_buffer(
+            Purpose::Scratch,
+            "logit maxima",
+            maxima_bytes,
+            Usage::STORAGE,
+        )?;
         let usage = Usage::STORAGE | Usage::COPY_SRC;
-        let chosen = context.create_buffer("chosen token", CHOSEN_BYTES, usage)?;
-        let slot = |_| -> Result<Slot> {
+        let chosen =
+            context.create_buffer(Purpose::Scratch, "chosen token", CHOSEN_BYTES, usage)?;
+        let slot = |index| -> Result<Slot> {
             let usage = Usage::MAP_READ | Usage::COPY_DST;
             let bytes = CHOSEN_BYTES + buffers.sentinels.size();
             Ok(Slot {
-                staging: context.create_buffer("token staging", bytes, usage)?,
+                staging: context.create_buffer(
+                    Purpose::Staging,
+                    &format!("token staging {index}"),
+                    bytes,
+                    usage,
+                )?,
                 queued: None,
             })
         };
         let logits = &buffers.activations[plan.logits.0];
-        let stage = |kernel, storage: &[&wgpu::Buffer], grid| {
+        let stage = |kernel, storage: &[&Buffer], grid| {
             Stage::new(context, kernel, variant, &buffers.batch, storage, grid)
         };
         let grid = logit_maxima::grid(n_logits);
@@ -219,22 +232,22 @@ impl Stage {
         context: &Context,
         kernel: &'static Kernel,
         variant: &Variant,
-        batch: &wgpu::Buffer,
-        storage: &[&wgpu::Buffer],
+        batch: &Buffer,
+        storage: &[&Buffer],
         grid: [u32; 3],
     ) -> Result<Stage> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = context.create_buffer(kernel.name, kernel.params_bytes as u64, usage)?;
+        let params = context.create_buffer(
+            Purpose::Scratch,
+            &format!("{} params", kernel.name),
+            kernel.params_bytes as u64,
+            usage,
+        )?;
         let pipeline = context.pipeline(kernel, variant)?;
-        let whole = |buffer| wgpu::BufferBinding {
-            buffer,
-            offset: 0,
-            size: None,
-        };
         let bindings: Vec<_> = [batch, &params]
             .into_iter()
             .chain(storage.iter().copied())
-            .map(whole)
+            .map(|buffer| buffer.as_entire_buffer_binding())
             .collect();
         let bind_group = context.bind_group(kernel.name, &pipeline, &bindings)?;
         Ok(Stage {

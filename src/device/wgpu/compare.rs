@@ -4,6 +4,7 @@ use super::StoredTable;
 use super::context::Context;
 use super::weights::{GpuWeights, WeightShard};
 use crate::device::held::{Held, HeldDifference, WordDifference, first_difference};
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::repack::Shard;
 use crate::model::{Weight, WeightId, Weights};
@@ -190,7 +191,7 @@ fn read(context: &Context, parts: &[Part<'_>]) -> Result<Vec<u8>> {
         let runs = part.place.shard.runs(part.rows.clone());
         runs.map(|words| {
             let bytes = words.start as u64 * 4..words.end as u64 * 4;
-            (&part.place.buffer, part.place.offset, bytes)
+            (&*part.place.buffer, part.place.offset, bytes)
         })
     });
     let n_bytes = parts.iter().map(|part| part.n_bytes() as u64).sum();
@@ -204,9 +205,9 @@ fn read_runs<'a>(
     n_bytes: u64,
 ) -> Result<Vec<u8>> {
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-    let staging = context.create_buffer("read staging", n_bytes, usage)?;
+    let staging = context.create_buffer(Purpose::Staging, WHAT, n_bytes, usage)?;
     context.scoped(WHAT, || {
-        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut encoder = context.encoder(WHAT);
         let mut end = 0;
         for (buffer, first, bytes) in runs {
             let n = bytes.end - bytes.start;
@@ -273,7 +274,7 @@ fn compare_table(
         let rows = first..(first + n_rows).min(*capacity);
         let bytes = (rows.start * row_bytes) as u64..(rows.end * row_bytes) as u64;
         let n_bytes = bytes.end - bytes.start;
-        let found = read_runs(context, std::iter::once((buffer, 0, bytes)), n_bytes)?;
+        let found = read_runs(context, std::iter::once((&**buffer, 0, bytes)), n_bytes)?;
         let expected: Vec<[f32; 2]> = rows.flat_map(|position| table.row(position)).collect();
         let difference = first_difference(&found, bytemuck::cast_slice(&expected));
         let difference = difference.map(|difference| HeldDifference {

@@ -2,6 +2,7 @@
 
 use super::kept_pipelines::KeptPipelines;
 use super::pipelines::PipelineCache;
+use crate::device::memory::{Ledger, Purpose};
 use crate::device::{Device, DeviceInfo, DeviceKind, GpuChoice};
 use crate::error::{Error, Result};
 use crate::kernels::matmul_coop::CooperativeMatrix;
@@ -79,6 +80,8 @@ pub(crate) struct Context {
     pub(super) kept: Option<KeptPipelines>,
     #[cfg(test)]
     pub(crate) tampering: super::tampering::Tampering,
+    /// Bytes of the buffers that are alive.
+    pub(super) ledger: Arc<Ledger>,
     /// The first failure that no call could be blamed for.
     failure: Arc<OnceLock<String>>,
 }
@@ -298,6 +301,7 @@ impl Context {
             kept: None,
             #[cfg(test)]
             tampering: Default::default(),
+            ledger: Arc::default(),
             info,
             device,
             queue,
@@ -369,7 +373,7 @@ impl Context {
         }
     }
 
-    fn guard<T>(&self, calls: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
+    pub(super) fn guard<T>(&self, calls: impl FnOnce() -> T) -> Result<T, wgpu::Error> {
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -383,33 +387,10 @@ impl Context {
         }
     }
 
-    /// A buffer of `bytes` bytes, zeroed at its first use.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] where it does not fit, [`Error::Gpu`] where it is refused.
-    pub(crate) fn create_buffer(
-        &self,
-        label: &str,
-        bytes: u64,
-        usage: wgpu::BufferUsages,
-    ) -> Result<wgpu::Buffer> {
-        if bytes > self.limits.max_buffer_size {
-            return Err(self.out_of_memory(label, bytes));
-        }
-        let descriptor = wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes,
-            usage,
-            mapped_at_creation: false,
-        };
-        let buffer = self
-            .guard(|| self.device.create_buffer(&descriptor))
-            .map_err(|error| match error {
-                wgpu::Error::OutOfMemory { .. } => self.out_of_memory(label, bytes),
-                error => self.error(format!("buffer `{label}`: {error}")),
-            })?;
-        self.check()?;
-        Ok(buffer)
+    /// An encoder of commands, which a graphics debugger shows as `label`.
+    pub(crate) fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(label) };
+        self.device.create_command_encoder(&descriptor)
     }
 
     /// Waits until the GPU has done all that was submitted.
@@ -453,9 +434,9 @@ impl Context {
             return Ok(Vec::new());
         }
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.create_buffer("read staging", bytes, usage)?;
+        let staging = self.create_buffer(Purpose::Staging, "read staging", bytes, usage)?;
         self.scoped("read of a buffer", || {
-            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut encoder = self.encoder("read of a buffer");
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
             self.queue.submit([encoder.finish()]);
         })?;
@@ -492,6 +473,14 @@ impl Context {
         staging
             .get_mapped_range(..bytes)
             .map_err(|error| failed(&error))
+    }
+}
+
+/// A pass that a graphics debugger shows as `label`.
+pub(crate) fn named(label: &str) -> wgpu::ComputePassDescriptor<'_> {
+    wgpu::ComputePassDescriptor {
+        label: Some(label),
+        timestamp_writes: None,
     }
 }
 
@@ -583,7 +572,12 @@ mod tests {
         let Some(context) = gpu() else { return };
         let bytes = context.limits.max_buffer_size + 4;
         let error = context
-            .create_buffer("cache", bytes, wgpu::BufferUsages::STORAGE)
+            .create_buffer(
+                Purpose::Scratch,
+                "cache",
+                bytes,
+                wgpu::BufferUsages::STORAGE,
+            )
             .unwrap_err();
         assert!(
             matches!(&error, Error::OutOfMemory { what, bytes: b, .. } if what == "cache" && b == &bytes),
@@ -596,7 +590,9 @@ mod tests {
     fn a_refused_call_is_an_error_of_its_scope_and_leaves_the_context_well() {
         let Some(context) = gpu() else { return };
         let usage = wgpu::BufferUsages::STORAGE;
-        let buffer = context.create_buffer("no copies", 16, usage).unwrap();
+        let buffer = context
+            .create_buffer(Purpose::Scratch, "no copies", 16, usage)
+            .unwrap();
         let error = context.read_buffer(&buffer, 0, 16).unwrap_err();
         assert!(
             matches!(&error, Error::Gpu { message, .. } if message.contains("read of a buffer"))
@@ -608,7 +604,9 @@ mod tests {
     fn a_buffer_never_written_reads_zeros() {
         let Some(context) = gpu() else { return };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-        let buffer = context.create_buffer("fresh", 64, usage).unwrap();
+        let buffer = context
+            .create_buffer(Purpose::Scratch, "fresh", 64, usage)
+            .unwrap();
         assert_eq!(context.read_buffer(&buffer, 16, 32).unwrap(), vec![0; 32]);
     }
 
@@ -631,6 +629,9 @@ mod tests {
         lost.device.destroy();
         assert!(matches!(lost.wait(), Err(Error::Gpu { message, .. }) if message.contains("lost")));
         let usage = wgpu::BufferUsages::STORAGE;
-        assert!(lost.create_buffer("after the loss", 16, usage).is_err());
+        assert!(
+            lost.create_buffer(Purpose::Scratch, "after the loss", 16, usage)
+                .is_err()
+        );
     }
 }

@@ -1,11 +1,16 @@
 //! One session on the GPU: a batch is one encoder, one pass, one submit; and so is a token of a chain.
 
+mod capture;
+
 use super::Shared;
+use super::buffer::Buffer;
 use super::chain::Chain;
+use super::context::named;
 use super::lower::{Dispatch, Lowered, SessionBuffers, lower};
 use super::select::{Choice, FEW_ROWS};
 use super::sentinels::{SlotReader, check_slots};
 use super::timestamps;
+use crate::device::memory::Purpose;
 use crate::device::sentinel::Sentinels;
 use crate::device::stepwise::joined_parts;
 use crate::device::{
@@ -34,7 +39,7 @@ pub(super) struct GpuExecutor {
     pub(super) lowered: Lowered,
     /// `[max_outputs, row_stride(vocab_size)] f32`, where the CPU reads the logits; behind those of a watched
     /// batch are the slots of the sentinels.
-    staging: wgpu::Buffer,
+    staging: Buffer,
     chain: Chain,
     slots: SlotReader,
     /// Recorded ahead.
@@ -109,7 +114,7 @@ impl GpuExecutor {
         let stride = row_stride(plan.buffer(plan.logits).width);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = (plan.max_outputs * stride * 4) as u64 + buffers.sentinels.size();
-        let staging = context.create_buffer("logits staging", bytes, usage)?;
+        let staging = context.create_buffer(Purpose::Staging, "logits staging", bytes, usage)?;
         let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
         #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
         let mut executor = GpuExecutor {
@@ -192,9 +197,8 @@ impl GpuExecutor {
         let parts = self.submissions(rows);
         let last = parts.len() - 1;
         parts.into_iter().enumerate().map(move |(index, steps)| {
-            let device = &self.shared.context.device;
-            let mut encoder = device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut encoder = self.shared.context.encoder("batch");
+            let mut pass = encoder.begin_compute_pass(&named("batch"));
             self.record_steps(&mut pass, steps, rows);
             let end = (index == last).then_some(end);
             if let Some(End::Choice(_)) = end {
@@ -204,7 +208,7 @@ impl GpuExecutor {
             match end {
                 Some(End::Logits) => self.copy_logits(&mut encoder, rows),
                 Some(End::Choice(index)) => {
-                    let seen = rows.is_watched.then_some(&self.buffers.sentinels);
+                    let seen = rows.is_watched.then_some(&*self.buffers.sentinels);
                     self.chain.record_copy(&mut encoder, index, seen);
                 }
                 None => {}
@@ -285,7 +289,7 @@ impl GpuExecutor {
     fn submit_copy_of_logits(&self, rows: Rows) -> Result<()> {
         let context = &self.shared.context;
         context.scoped("copy of the logits", || {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
+            let mut encoder = context.encoder("copy of the logits");
             self.copy_logits(&mut encoder, rows);
             context.queue.submit([encoder.finish()]);
         })
@@ -422,6 +426,10 @@ impl Executor for GpuExecutor {
         self.slots = SlotReader::new(sentinels);
     }
 
+    fn capture(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<bool> {
+        self.run_captured(batch, logits)
+    }
+
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
         Some(self)
     }
@@ -468,8 +476,8 @@ impl Stepwise for GpuExecutor {
         for index in steps {
             let step = &self.plan.steps[index];
             context.scoped(&step.name, || {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let mut encoder = context.encoder(&step.name);
+                let mut pass = encoder.begin_compute_pass(&named(&step.name));
                 let steps = std::slice::from_ref(&self.lowered.steps[index]);
                 self.record_steps(&mut pass, steps, Rows::of(batch));
                 drop(pass);

@@ -2,8 +2,10 @@
 
 mod stream;
 
-use super::context::{Context, GpuFeatures};
+use super::buffer::Buffer;
+use super::context::{Context, GpuFeatures, named};
 use super::select::{self, Choice, FEW_ROWS};
+use crate::device::memory::Purpose;
 use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};
 use crate::error::Result;
 use crate::gguf::WeightType;
@@ -54,7 +56,7 @@ struct Timed<'a> {
     n_rows: usize,
     params: &'a [u8],
     /// The bindings of dispatches that follow each other.
-    storages: Vec<Vec<&'a wgpu::Buffer>>,
+    storages: Vec<Vec<&'a Buffer>>,
     grid: [u32; 3],
 }
 
@@ -66,10 +68,10 @@ const REPEATS: usize = 3;
 
 /// The bindings of a product for each of its weights. Where nothing is added any buffer does for it.
 fn storages<'a>(
-    weights: &'a [wgpu::Buffer],
-    inputs: &[&'a wgpu::Buffer],
-    dst: &'a wgpu::Buffer,
-) -> Vec<Vec<&'a wgpu::Buffer>> {
+    weights: &'a [Buffer],
+    inputs: &[&'a Buffer],
+    dst: &'a Buffer,
+) -> Vec<Vec<&'a Buffer>> {
     let storage = |weights| [&[weights], inputs, &[weights, weights, dst, dst]].concat();
     weights.iter().map(storage).collect()
 }
@@ -214,10 +216,13 @@ impl Bench {
     }
 
     /// A storage buffer of 16-bit floats between 0 and 2.
-    fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
-        let buffer =
-            self.context
-                .create_buffer(label, bytes, Usages::STORAGE | Usages::COPY_DST)?;
+    fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let buffer = self.context.create_buffer(
+            Purpose::Scratch,
+            label,
+            bytes,
+            Usages::STORAGE | Usages::COPY_DST,
+        )?;
         let mut state = 1_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -239,7 +244,8 @@ impl Bench {
         let name = timed.kernel.name;
         let uniform = |label: &str, contents: &[u8]| {
             let usage = Usages::UNIFORM | Usages::COPY_DST;
-            let buffer = context.create_buffer(label, contents.len() as u64, usage)?;
+            let buffer =
+                context.create_buffer(Purpose::Scratch, label, contents.len() as u64, usage)?;
             context.queue.write_buffer(&buffer, 0, contents);
             Ok(buffer)
         };
@@ -252,7 +258,7 @@ impl Bench {
         let batch = uniform("batch", bytemuck::bytes_of(&batch))?;
         let params = uniform("params", timed.params)?;
         let pipeline = context.pipeline(timed.kernel, &timed.variant)?;
-        let bind_group = |storage: &Vec<&wgpu::Buffer>| {
+        let bind_group = |storage: &Vec<&Buffer>| {
             let buffers = [&batch, &params].into_iter().chain(storage.iter().copied());
             let bindings: Vec<_> = buffers.map(|b| b.as_entire_buffer_binding()).collect();
             context.bind_group(name, &pipeline, &bindings)
@@ -264,8 +270,8 @@ impl Bench {
             .collect::<Result<Vec<_>>>()?;
         let [x, y, z] = timed.grid;
         let run = |n_dispatches: usize| -> Result<Duration> {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut encoder = context.encoder(name);
+            let mut pass = encoder.begin_compute_pass(&named(name));
             pass.set_pipeline(&pipeline.compiled);
             for group in groups.iter().cycle().take(n_dispatches) {
                 pass.set_bind_group(0, group, &[]);

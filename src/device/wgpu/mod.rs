@@ -1,5 +1,6 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
+mod buffer;
 mod chain;
 mod compare;
 pub(crate) mod context;
@@ -21,9 +22,11 @@ mod weights;
 pub use context::GpuFeatures;
 pub(crate) use context::{Context as Gpu, adapters};
 
+use self::buffer::Buffer;
 use self::context::Context;
 use self::executor::GpuExecutor;
 use self::weights::GpuWeights;
+use super::memory::{MemoryReport, Purpose};
 use super::{Activations, Backend, DeviceInfo, Executor, Held, Rounding};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
@@ -52,7 +55,7 @@ pub(super) struct Shared {
 struct StoredTable {
     table: RopeTable,
     capacity: usize,
-    buffer: ::wgpu::Buffer,
+    buffer: Buffer,
 }
 
 impl GpuBackend {
@@ -111,6 +114,10 @@ impl Backend for GpuBackend {
         compare::compare_tables(context, &self.shared.rope_tables())
     }
 
+    fn memory(&self) -> Result<MemoryReport> {
+        self.shared.context.memory()
+    }
+
     fn executor(&self, plan: &Arc<Plan>, kv: &KvLayout) -> Result<Box<dyn Executor>> {
         let executor = GpuExecutor::new(self.shared.clone(), plan.clone(), kv)?;
         self.shared.context.save_pipelines();
@@ -125,7 +132,7 @@ impl Shared {
     }
 
     /// Cosines and sines of every position below `capacity`: `[capacity, n_dims / 2, 2] f32`.
-    fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<::wgpu::Buffer> {
+    fn rope_table(&self, table: &RopeTable, capacity: usize) -> Result<Buffer> {
         let mut stored = self.rope_tables();
         if let Some(found) = stored
             .iter()
@@ -141,7 +148,10 @@ impl Shared {
             let what = format!("a rope table of {capacity} positions");
             return Err(self.context.out_of_memory(what, bytes));
         }
-        let buffer = self.context.create_buffer("rope_table", bytes, usage)?;
+        let label = format!("rope_table {}", stored.len());
+        let buffer = self
+            .context
+            .create_buffer(Purpose::Scratch, &label, bytes, usage)?;
         self.context.scoped("upload of a rope table", || {
             const POSITIONS: usize = 4096;
             for first in (0..capacity).step_by(POSITIONS) {

@@ -9,6 +9,7 @@ use crate::kernels::{Access, BatchParams, Constants, Kernel, Src, Variant, atten
 use crate::kv_cache::KvType;
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,6 +33,31 @@ struct Key {
     is_wide: Option<bool>,
     constants: Option<Constants>,
     attention_tile: Option<attention_coop::Tile>,
+}
+
+impl fmt::Display for Key {
+    /// The kernel's name and what tells its variants apart.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)?;
+        if let Some(weight) = self.weight {
+            write!(f, " {}", weight.name())?;
+        }
+        let is_set = |flag: Option<bool>| flag == Some(true);
+        let parts = [
+            self.src.map(|src| format!("{src:?}")),
+            self.kv.map(|kv| format!("{kv:?}")),
+            self.tile.map(|tile| tile.to_string()),
+            self.heads.map(|heads| format!("{heads:?}")),
+            self.attention_tile.map(|tile| format!("{tile:?}")),
+            is_set(self.subgroups).then(|| "subgroups".to_owned()),
+            is_set(self.is_wide).then(|| "wide".to_owned()),
+            self.constants.map(|constants| constants.to_string()),
+        ];
+        for part in parts.into_iter().flatten() {
+            write!(f, " {part}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Key {
@@ -99,29 +125,30 @@ impl Context {
 
     fn compile(&self, kernel: &Kernel, variant: &Variant) -> Result<Pipeline> {
         let name = kernel.name;
+        let label = Key::new(kernel, variant).to_string();
         let source = kernel.source(variant);
         #[cfg(test)]
         let source = self.tampering.source(name, source);
-        let module = self.shader_module(name, &source)?;
+        let module = self.shader_module(name, &label, &source)?;
         let entries = layout_entries(kernel, variant);
         self.scoped(&format!("kernel `{name}`"), || {
             let layout = self
                 .device
                 .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                    label: Some(name),
+                    label: Some(&label),
                     entries: &entries,
                 });
             let pipeline_layout =
                 self.device
                     .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                        label: Some(name),
+                        label: Some(&label),
                         bind_group_layouts: &[Some(&layout)],
                         immediate_size: 0,
                     });
             let compiled = self
                 .device
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(name),
+                    label: Some(&label),
                     layout: Some(&pipeline_layout),
                     module: &module,
                     entry_point: Some("main"),
@@ -135,11 +162,11 @@ impl Context {
         })
     }
 
-    fn shader_module(&self, name: &str, source: &str) -> Result<wgpu::ShaderModule> {
+    fn shader_module(&self, name: &str, label: &str, source: &str) -> Result<wgpu::ShaderModule> {
         let mut fault = None;
         let created = self.scoped(&format!("kernel `{name}`"), || {
             let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(name),
+                label: Some(label),
                 source: wgpu::ShaderSource::Wgsl(source.into()),
             };
             let checks = wgpu::ShaderRuntimeChecks::unchecked();
@@ -286,6 +313,37 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &same));
         let other = context.pipeline(&add::KERNEL, &ANY_VARIANT).unwrap();
         assert!(!Arc::ptr_eq(&first, &other));
+    }
+
+    #[test]
+    fn variants_of_a_kernel_have_names_of_their_own() {
+        let kernel = &crate::kernels::matvec::KERNEL;
+        let label = |variant: &Variant| Key::new(kernel, variant).to_string();
+        let plain = label(&ANY_VARIANT);
+        assert!(plain.starts_with("matvec f32"), "{plain}");
+        let others = [
+            Variant {
+                weight: WeightType::Q4_K,
+                ..ANY_VARIANT
+            },
+            Variant {
+                src: Src::Int8,
+                ..ANY_VARIANT
+            },
+            Variant {
+                is_wide: !ANY_VARIANT.is_wide,
+                ..ANY_VARIANT
+            },
+            Variant {
+                constants: Constants::new(bytemuck::bytes_of(&[7_u32, 0, 9, 0])),
+                ..ANY_VARIANT
+            },
+        ];
+        let mut labels: Vec<_> = others.iter().map(label).collect();
+        labels.push(plain);
+        let different: std::collections::BTreeSet<_> = labels.iter().collect();
+        assert_eq!(different.len(), 5, "{labels:?}");
+        assert!(labels[3].ends_with("[7, 0, 9]"), "{labels:?}");
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl Tampering {
         })
     }
 
+    /// Each session leaves a buffer behind.
+    pub(crate) fn kept_buffers() -> Tampering {
+        Tampering::executor(|executor| std::mem::forget(executor.buffers.tokens.clone()))
+    }
+
     /// The angles of every position are those of another.
     pub(crate) fn turned_positions() -> Tampering {
         Tampering::executor(|executor| {

@@ -1,7 +1,9 @@
 //! What the tests of kernels need of a GPU.
 
-use super::context::{Context, GpuFeatures};
+use super::buffer::Buffer;
+use super::context::{Context, GpuFeatures, named};
 use crate::device::GpuChoice;
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::{BatchParams, Kernel, Variant};
 use std::io::Write;
@@ -42,7 +44,12 @@ pub(crate) fn run_kernel(
     let names = kernel.bindings(variant);
     assert_eq!(buffers.len(), names.len(), "`{}`", kernel.name);
     let upload = |label: &str, contents: &[u8], usage: Usages| {
-        let buffer = context.create_buffer(label, contents.len() as u64, usage | Usages::COPY_DST);
+        let buffer = context.create_buffer(
+            Purpose::Scratch,
+            label,
+            contents.len() as u64,
+            usage | Usages::COPY_DST,
+        );
         let buffer = buffer.unwrap();
         context.queue.write_buffer(&buffer, 0, contents);
         buffer
@@ -63,8 +70,8 @@ pub(crate) fn run_kernel(
         .bind_group(kernel.name, &pipeline, &bindings)
         .unwrap();
     let run = || {
-        let mut encoder = context.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
+        let mut encoder = context.encoder(kernel.name);
+        let mut pass = encoder.begin_compute_pass(&named(kernel.name));
         pass.set_pipeline(&pipeline.compiled);
         pass.set_bind_group(0, &bind_group, &[]);
         pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
@@ -72,6 +79,6 @@ pub(crate) fn run_kernel(
         context.queue.submit([encoder.finish()]);
     };
     context.scoped(kernel.name, run).unwrap();
-    let read = |buffer: &wgpu::Buffer| context.read_buffer(buffer, 0, buffer.size()).unwrap();
+    let read = |buffer: &Buffer| context.read_buffer(buffer, 0, buffer.size()).unwrap();
     bound[2..].iter().map(read).collect()
 }

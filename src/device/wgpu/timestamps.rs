@@ -1,8 +1,9 @@
 //! How long dispatches take, by the GPU's own clock.
 
-use super::context::Context;
+use super::context::{Context, named};
 use super::lower::Dispatch;
 use crate::device::Clock;
+use crate::device::memory::Purpose;
 use crate::error::{Error, Result};
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ pub(super) fn time_each(
             );
         } else {
             let ticks = run(context, n + 1, |encoder, queries| {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let mut pass = encoder.begin_compute_pass(&named("timestamps"));
                 pass.write_timestamp(queries, 0);
                 for (index, (dispatch, grid)) in (1..).zip(dispatches) {
                     dispatch.record(&mut pass, *grid);
@@ -78,7 +79,7 @@ pub(super) fn time_each(
 fn passes(encoder: &mut wgpu::CommandEncoder, queries: &wgpu::QuerySet, groups: &[&[Sized<'_>]]) {
     for (first, group) in (0..).step_by(2).zip(groups) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: None,
+            label: Some("timestamps"),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                 query_set: queries,
                 beginning_of_pass_write_index: Some(first),
@@ -99,14 +100,14 @@ fn run(
 ) -> Result<Vec<u64>> {
     let bytes = count as u64 * 8;
     let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-    let resolved = context.create_buffer("timestamps", bytes, usage)?;
+    let resolved = context.create_buffer(Purpose::Scratch, "timestamps", bytes, usage)?;
     context.scoped("timestamps", || {
         let queries = context.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("timestamps"),
             ty: wgpu::QueryType::Timestamp,
             count: count as u32,
         });
-        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut encoder = context.encoder("timestamps");
         record(&mut encoder, &queries);
         encoder.resolve_query_set(&queries, 0..count as u32, &resolved, 0);
         context.queue.submit([encoder.finish()]);
@@ -149,7 +150,12 @@ mod tests {
             random: 0,
         };
         let buffer = |label: &str, contents: &[u8], bytes: usize, usage: Usage| {
-            let buffer = context.create_buffer(label, bytes as u64, usage | Usage::COPY_DST);
+            let buffer = context.create_buffer(
+                Purpose::Scratch,
+                label,
+                bytes as u64,
+                usage | Usage::COPY_DST,
+            );
             let buffer = buffer.unwrap();
             context.queue.write_buffer(&buffer, 0, contents);
             buffer

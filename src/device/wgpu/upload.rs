@@ -1,8 +1,10 @@
 //! The way of the weights to the GPU: all cores repack parts of the file into a mapped staging buffer
 //! while the GPU copies the one before it to its place.
 
+use super::buffer::Buffer;
 use super::context::Context;
 use super::weights::WeightShard;
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::repack::Shard;
 use crate::model::{WeightId, Weights};
@@ -120,7 +122,7 @@ fn parts<'a>(
 /// The last words of a shard.
 struct Sample<'a> {
     id: WeightId,
-    buffer: &'a wgpu::Buffer,
+    buffer: &'a Buffer,
     offset: u64,
     words: Vec<u32>,
 }
@@ -188,7 +190,7 @@ impl<'a> Part<'a> {
 
 /// A buffer that the CPU fills and the GPU empties in turn.
 struct Staging {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     /// Says when the CPU may fill it again.
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
     /// The last submission that empties it.
@@ -198,7 +200,8 @@ struct Staging {
 impl Staging {
     fn new(context: &Context, bytes: usize) -> Result<Staging> {
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
-        let buffer = context.create_buffer("weight staging", bytes as u64, usage)?;
+        let buffer =
+            context.create_buffer(Purpose::Staging, "weight staging", bytes as u64, usage)?;
         let mapped = context.scoped(WHAT, || map(&buffer))?;
         Ok(Staging {
             buffer,
@@ -233,7 +236,7 @@ impl Staging {
             .collect();
         self.mapped = context.scoped(WHAT, || {
             self.buffer.unmap();
-            let mut encoder = context.device.create_command_encoder(&Default::default());
+            let mut encoder = context.encoder(WHAT);
             for (part, (copies, _)) in parts.iter().zip(&repacked) {
                 for &Copy { from, to, bytes } in copies {
                     encoder.copy_buffer_to_buffer(
@@ -277,7 +280,7 @@ impl Staging {
 /// What an error here is about.
 const WHAT: &str = "upload of weights";
 
-fn map(buffer: &wgpu::Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
+fn map(buffer: &Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
     let (sender, receiver) = mpsc::channel();
     buffer.map_async(wgpu::MapMode::Write, .., move |outcome| {
         sender.send(outcome).ok();
@@ -290,9 +293,9 @@ fn map(buffer: &wgpu::Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
 fn check_samples(context: &Context, weights: &Weights, samples: &[Sample<'_>]) -> Result<()> {
     let bytes: usize = samples.iter().map(|sample| sample.words.len() * 4).sum();
     let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-    let all = context.create_buffer("weight samples", bytes as u64, usage)?;
+    let all = context.create_buffer(Purpose::Staging, "weight samples", bytes as u64, usage)?;
     context.scoped("read of weights", || {
-        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let mut encoder = context.encoder("read of weights");
         let mut end = 0;
         for sample in samples {
             let bytes = sample.words.len() as u64 * 4;

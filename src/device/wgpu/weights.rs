@@ -1,7 +1,9 @@
 //! Weights on the GPU: repacked on the way from the mapped file, in shards no larger than a binding.
 
+use super::buffer::Buffer;
 use super::context::Context;
 use super::upload::upload;
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::repack::Shard;
 use crate::model::{Weight, WeightId, Weights};
@@ -15,7 +17,7 @@ const USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 /// Some rows of a weight in a buffer, which weights like it may share.
 pub(super) struct WeightShard {
     pub(super) shard: Shard,
-    pub(super) buffer: wgpu::Buffer,
+    pub(super) buffer: Buffer,
     /// Bytes of the buffer in front of it.
     pub(super) offset: u64,
 }
@@ -136,7 +138,12 @@ fn place_alike(context: &Context, weight: &Weight, n: usize) -> Result<Vec<Vec<W
         let create = |shard: Shard| {
             Ok(WeightShard {
                 shard,
-                buffer: context.create_buffer(&weight.name, bytes(&shard), USAGE)?,
+                buffer: context.create_buffer(
+                    Purpose::Weights,
+                    &weight.name,
+                    bytes(&shard),
+                    USAGE,
+                )?,
                 offset: 0,
             })
         };
@@ -146,7 +153,7 @@ fn place_alike(context: &Context, weight: &Weight, n: usize) -> Result<Vec<Vec<W
     let step = bytes(&shard).next_multiple_of(alignment);
     let n = (n as u64).min((max_bytes - bytes(&shard)) / step + 1);
     let total = (n - 1) * step + bytes(&shard);
-    let buffer = context.create_buffer(&weight.name, total, USAGE)?;
+    let buffer = context.create_buffer(Purpose::Weights, &weight.name, total, USAGE)?;
     let place = |i: u64| WeightShard {
         shard,
         buffer: buffer.clone(),

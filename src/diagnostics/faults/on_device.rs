@@ -55,6 +55,13 @@ pub(super) fn faults() -> Vec<Fault> {
             &["embd", "result_output"],
         ),
         fault(
+            "memory that is not given back",
+            Tampering::kept_buffers(),
+            Tool::Verify(Checked::Memory),
+            "session",
+            &[],
+        ),
+        fault(
             "angles of another base",
             Tampering::turned_positions(),
             steps,

@@ -100,6 +100,10 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
         sessions.check_token_by_token()
     })?;
     check(Checked::Determinism, &mut || sessions.check_determinism())?;
+    drop(sessions);
+    check(Checked::Memory, &mut || {
+        sessions::check_memory(engine, &tokens)
+    })?;
     Ok(VerifyReport {
         model: engine.spec().name.clone(),
         device: engine.device_info().clone(),

@@ -50,6 +50,8 @@ pub enum Checked {
     Rewind,
     /// The same seed gives the same tokens, and the device chooses those that its logits say.
     Determinism,
+    /// What a session took of the device's memory is given back with it.
+    Memory,
 }
 
 impl fmt::Display for Checked {
@@ -62,6 +64,7 @@ impl fmt::Display for Checked {
             Checked::TokenByToken => "token by token",
             Checked::Rewind => "rewind",
             Checked::Determinism => "determinism",
+            Checked::Memory => "memory",
         })
     }
 }

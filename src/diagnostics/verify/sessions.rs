@@ -2,7 +2,7 @@
 
 use super::depth::Depth;
 use super::report::{Outcome, Problem};
-use crate::device::Rounding;
+use crate::device::{MemoryReport, Rounding};
 use crate::diagnostics::relative_error;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -35,6 +35,32 @@ pub(crate) fn logits_bound(rounding: Rounding, kv: KvType) -> f64 {
 
 fn wrong(place: &str, message: String) -> Outcome {
     Outcome::Wrong(Problem::at(place, message))
+}
+
+/// What the device holds before a session and after it.
+pub(super) fn check_memory(engine: &Engine, tokens: &[u32]) -> Result<Outcome> {
+    let before = engine.memory()?;
+    let mut session = engine.session()?;
+    session.eval(&tokens[..tokens.len().min(FEW_TOKENS)])?;
+    let during = engine.memory()?;
+    drop(session);
+    let after = engine.memory()?;
+    let allocated = |memory: &MemoryReport| memory.allocator.map(|found| found.allocated_bytes);
+    if after.total_bytes() != before.total_bytes() || allocated(&after) != allocated(&before) {
+        let message = format!(
+            "{} bytes on the device ({:?} allocated) behind a session, {} ({:?}) before it",
+            after.total_bytes(),
+            allocated(&after),
+            before.total_bytes(),
+            allocated(&before),
+        );
+        return Ok(wrong("session", message));
+    }
+    let of_session = during.total_bytes().saturating_sub(before.total_bytes());
+    Ok(Outcome::Right(format!(
+        "a session's {of_session} bytes are given back; {} bytes stay",
+        after.total_bytes()
+    )))
 }
 
 /// Two sessions that have run nothing, and the tokens they are to run.

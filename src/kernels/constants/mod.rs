@@ -1,9 +1,19 @@
 //! A kernel's parameters as a part of its text.
 
+use std::fmt;
+
 /// The words of a kernel's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Constants {
     words: [u32; Constants::MOST],
+}
+
+impl fmt::Display for Constants {
+    /// The words up to the last that is not zero.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.words.iter().rposition(|&word| word != 0);
+        write!(f, "{:?}", &self.words[..end.map_or(0, |last| last + 1)])
+    }
 }
 
 impl Constants {

@@ -1,7 +1,9 @@
 //! The buffers of one session.
 
+use super::super::buffer::Buffer;
 use super::super::context::Context;
 use super::super::select::{Choice, FEW_ROWS};
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::{self, Heads};
@@ -13,22 +15,22 @@ use crate::plan::{BufferId, Op, Plan, Step};
 /// The buffers of one session.
 pub(in crate::device::wgpu) struct SessionBuffers {
     /// [`BatchParams`].
-    pub(in crate::device::wgpu) batch: wgpu::Buffer,
+    pub(in crate::device::wgpu) batch: Buffer,
     /// `[max_rows] u32`.
-    pub(in crate::device::wgpu) tokens: wgpu::Buffer,
+    pub(in crate::device::wgpu) tokens: Buffer,
     /// By [`BufferId`]: `[rows, row_stride(width)] f32`.
-    pub(in crate::device::wgpu) activations: Vec<wgpu::Buffer>,
+    pub(in crate::device::wgpu) activations: Vec<Buffer>,
     /// By [`BufferId`], for the inputs of products on int8 activations: [`FEW_ROWS`] rows of int8
     /// (`kernels/common/quantize.wgsl`).
-    int8: Vec<Option<wgpu::Buffer>>,
+    int8: Vec<Option<Buffer>>,
     /// What attention of few rows makes of splits of the keys: room for any of the plan's.
-    pub(in crate::device::wgpu) partials: Option<wgpu::Buffer>,
+    pub(in crate::device::wgpu) partials: Option<Buffer>,
     /// Keys and values of each layer.
-    pub(in crate::device::wgpu) caches: Vec<[wgpu::Buffer; 2]>,
+    pub(in crate::device::wgpu) caches: Vec<[Buffer; 2]>,
     /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
-    pub(in crate::device::wgpu) f16_rows: Option<[wgpu::Buffer; 2]>,
+    pub(in crate::device::wgpu) f16_rows: Option<[Buffer; 2]>,
     /// `[n_layers]` [`Slot`]s, what sentinels have seen of the result of each layer.
-    pub(in crate::device::wgpu) sentinels: wgpu::Buffer,
+    pub(in crate::device::wgpu) sentinels: Buffer,
 }
 
 impl SessionBuffers {
@@ -39,13 +41,16 @@ impl SessionBuffers {
         choice: &Choice,
     ) -> Result<Self> {
         use wgpu::BufferUsages as Usage;
-        let create = |label: &str, bytes: u64, usage: Usage| {
+        let create_for = |purpose: Purpose, label: &str, bytes: u64, usage: Usage| {
             if usage.contains(Usage::STORAGE) && bytes > context.max_binding_bytes() {
                 let limit = context.max_binding_bytes();
                 let what = format!("buffer `{label}` (one binding has at most {limit} bytes)");
                 return Err(context.out_of_memory(what, bytes));
             }
-            context.create_buffer(label, bytes, usage)
+            context.create_buffer(purpose, label, bytes, usage)
+        };
+        let create = |label: &str, bytes: u64, usage: Usage| {
+            create_for(Purpose::Scratch, label, bytes, usage)
         };
         // Diagnostics write what they give.
         let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
@@ -57,14 +62,19 @@ impl SessionBuffers {
                 storage,
             )
         };
-        let cache = |layer: usize| -> Result<[wgpu::Buffer; 2]> {
+        let cache = |layer: usize| -> Result<[Buffer; 2]> {
             let bytes = kv.layer_bytes(layer);
             Ok([
-                create(&format!("blk.{layer}.keys"), bytes, storage)?,
-                create(&format!("blk.{layer}.values"), bytes, storage)?,
+                create_for(Purpose::Cache, &format!("blk.{layer}.keys"), bytes, storage)?,
+                create_for(
+                    Purpose::Cache,
+                    &format!("blk.{layer}.values"),
+                    bytes,
+                    storage,
+                )?,
             ])
         };
-        let int8 = |index: usize| -> Result<Option<wgpu::Buffer>> {
+        let int8 = |index: usize| -> Result<Option<Buffer>> {
             let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
             if !plan.steps.iter().any(is_input) {
                 return Ok(None);
@@ -74,7 +84,7 @@ impl SessionBuffers {
             let label = format!("{} int8", buffer.name);
             create(&label, bytes as u64, storage).map(Some)
         };
-        let f16_rows = || -> Result<[wgpu::Buffer; 2]> {
+        let f16_rows = || -> Result<[Buffer; 2]> {
             let halves = |step: &Step| match step.op {
                 Op::MatMul { src, .. } => {
                     plan.max_rows_of(src) * row_stride(plan.buffer(src).width)
@@ -129,12 +139,12 @@ impl SessionBuffers {
         })
     }
 
-    pub(in crate::device::wgpu) fn activation(&self, id: BufferId) -> &wgpu::Buffer {
+    pub(in crate::device::wgpu) fn activation(&self, id: BufferId) -> &Buffer {
         &self.activations[id.0]
     }
 
     /// The int8 form of a buffer, where a product takes it.
-    pub(in crate::device::wgpu) fn int8(&self, id: BufferId) -> Option<&wgpu::Buffer> {
+    pub(in crate::device::wgpu) fn int8(&self, id: BufferId) -> Option<&Buffer> {
         self.int8[id.0].as_ref()
     }
 }

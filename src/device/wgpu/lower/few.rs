@@ -3,6 +3,7 @@
 use super::fuse::{Gated, Group, Heads, Norm, Product};
 use super::steps::Lowering;
 use super::{Draft, whole};
+use crate::device::wgpu::buffer::Buffer;
 use crate::kernels::repack::Matrix;
 use crate::kernels::{Src, Variant, matvec, matvec_gated, matvec_heads, rope, row_stride};
 use crate::plan::BufferId;
@@ -49,7 +50,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Where few rows of a buffer go that some steps write.
-    fn written(&self, steps: &[usize], buffer: BufferId) -> &'a wgpu::Buffer {
+    fn written(&self, steps: &[usize], buffer: BufferId) -> &'a Buffer {
         let mut writers = steps
             .iter()
             .filter(|&&step| self.plan.steps[step].op.dst() == Some(buffer));

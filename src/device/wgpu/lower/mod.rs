@@ -10,8 +10,10 @@ pub(super) use buffers::SessionBuffers;
 use self::fuse::{Group, Part, Places};
 use self::steps::Lowering;
 use super::Shared;
+use super::buffer::Buffer;
 use super::pipelines::Pipeline;
 use super::select::{Choice, FEW_ROWS, Rows};
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::{self, Constants, Kernel, Variant, row_stride};
 use crate::kv_cache::KvLayout;
@@ -74,7 +76,7 @@ pub(super) struct Lowered {
     /// A dispatch that writes a buffer which any before it has written waits for all of them, also where
     /// that was another layer's. Keys and values of few rows have buffers of their own for each layer, so
     /// that their products run beside the queries'.
-    pub(super) own: BTreeMap<usize, wgpu::Buffer>,
+    pub(super) own: BTreeMap<usize, Buffer>,
     /// The first step of each run of products of one source. Where a command buffer begins with it the products
     /// run beside each other: the first use of a buffer there has nothing to wait for.
     pub(super) beside: BTreeSet<usize>,
@@ -155,11 +157,7 @@ fn beside(plan: &Plan) -> BTreeSet<usize> {
 }
 
 /// Buffers for few rows of keys and values, which no step but those of their group reads.
-fn own_buffers(
-    shared: &Shared,
-    plan: &Plan,
-    parts: &[Part],
-) -> Result<BTreeMap<usize, wgpu::Buffer>> {
+fn own_buffers(shared: &Shared, plan: &Plan, parts: &[Part]) -> Result<BTreeMap<usize, Buffer>> {
     let mut own = BTreeMap::new();
     for part in parts {
         let Part::First(Group::Heads(heads), steps) = part else {
@@ -179,7 +177,9 @@ fn own_buffers(
             let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
             own.insert(
                 step,
-                shared.context.create_buffer(name, bytes as u64, usage)?,
+                shared
+                    .context
+                    .create_buffer(Purpose::Scratch, name, bytes as u64, usage)?,
             );
         }
     }
@@ -244,7 +244,8 @@ fn bind(
         params.extend_from_slice(&draft.params);
     }
     let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-    let params_buffer = context.create_buffer("params", params.len() as u64, usage)?;
+    let params_buffer =
+        context.create_buffer(Purpose::Scratch, "params", params.len() as u64, usage)?;
     context.scoped("upload of parameters", || {
         context.queue.write_buffer(&params_buffer, 0, &params);
     })?;
@@ -263,7 +264,8 @@ fn bind(
         ];
         bindings.extend(draft.storage);
         let name = &plan.steps[draft.step].name;
-        let bind_group = context.bind_group(name, &pipeline, &bindings)?;
+        let label = format!("{name}: {}", draft.kernel.name);
+        let bind_group = context.bind_group(&label, &pipeline, &bindings)?;
         let Draft {
             step,
             writes,
@@ -292,7 +294,7 @@ fn bind(
 }
 
 /// A whole buffer.
-fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+fn whole(buffer: &Buffer) -> wgpu::BufferBinding<'_> {
     buffer.as_entire_buffer_binding()
 }
 

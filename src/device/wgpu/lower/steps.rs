@@ -4,6 +4,7 @@ use super::buffers::attention_shape;
 use super::fuse::Part;
 use super::{Draft, Rounded, SessionBuffers, whole};
 use crate::device::wgpu::Shared;
+use crate::device::wgpu::buffer::Buffer;
 use crate::device::wgpu::select::{Choice, Rows};
 use crate::device::wgpu::weights::WeightShard;
 use crate::kernels::attention_few::Heads;
@@ -22,8 +23,8 @@ pub(super) struct Lowering<'a> {
     pub(super) plan: &'a Plan,
     pub(super) kv: &'a KvLayout,
     pub(super) buffers: &'a SessionBuffers,
-    pub(super) own: BTreeMap<usize, &'a wgpu::Buffer>,
-    pub(super) tables: &'a [wgpu::Buffer],
+    pub(super) own: BTreeMap<usize, &'a Buffer>,
+    pub(super) tables: &'a [Buffer],
     pub(super) choice: &'a Choice,
 }
 
@@ -249,7 +250,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Where attention of few rows writes their int8 form too.
-    fn int8_of_attention(&self, op: &Op) -> Option<&'a wgpu::Buffer> {
+    fn int8_of_attention(&self, op: &Op) -> Option<&'a Buffer> {
         let shape = attention_shape(self.kv, op)?;
         let int8 = self.buffers.int8(op.dst()?)?;
         let writes = self.choice.fuses && kernels::attention_few::writes_int8(&shape);
@@ -365,7 +366,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Where the norm of whole rows writes their int8 form too, in batches of few rows.
-    fn int8_of_norm(&self, op: &Op) -> Option<&'a wgpu::Buffer> {
+    fn int8_of_norm(&self, op: &Op) -> Option<&'a Buffer> {
         match *op {
             Op::RmsNorm { weight, dst, .. }
                 if self.choice.fuses
@@ -379,7 +380,7 @@ impl<'a> Lowering<'a> {
 
     /// Where a step's kernel writes the rows of its result as 16-bit floats too, in batches of many rows: where
     /// a product of them follows.
-    pub(super) fn f16_of_rows(&self, op: &Op) -> Option<&'a [wgpu::Buffer; 2]> {
+    pub(super) fn f16_of_rows(&self, op: &Op) -> Option<&'a [Buffer; 2]> {
         let dst = match *op {
             Op::GatedActivation { dst, .. } => dst,
             Op::RmsNorm { weight, dst, .. } => {

@@ -1,6 +1,7 @@
 //! How fast a GPU reads its memory: what every kernel that reads weights is held against.
 
 use super::{Bench, Timed};
+use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::{Access, Kernel, Uses, grid};
 use wgpu::BufferUsages as Usages;
@@ -27,8 +28,12 @@ impl Bench {
         let bytes = MOST_BYTES.min(self.context.max_binding_bytes());
         let n_blocks = bytes / BLOCK_BYTES;
         let bytes = n_blocks * BLOCK_BYTES;
-        let src = self.context.create_buffer("src", bytes, Usages::STORAGE)?;
-        let dst = self.context.create_buffer("dst", 16, Usages::STORAGE)?;
+        let src = self
+            .context
+            .create_buffer(Purpose::Scratch, "src", bytes, Usages::STORAGE)?;
+        let dst = self
+            .context
+            .create_buffer(Purpose::Scratch, "dst", 16, Usages::STORAGE)?;
         let time = self.time(&Timed {
             kernel: &KERNEL,
             variant: self.choice.plain(),
