@@ -8,7 +8,8 @@ use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
 use crate::device::{
     Activations, Backend, Device, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels,
 };
-use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport, bisect_engine, verify};
+use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport};
+use crate::diagnostics::{bisect_engine, engine_logits_with_reference, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
@@ -221,6 +222,21 @@ impl Engine {
     /// Those of the device and the tokenizer.
     pub fn bisect(&self, options: &VerifyOptions) -> Result<BisectReport> {
         bisect_engine(self, options)
+    }
+
+    /// The logits of the last of `tokens`, run as one batch in an empty session, `[vocab_size] f32`, where the steps
+    /// `on_reference` of the [plan](Engine::plan) run on the reference and the others on the device. Steps that the
+    /// device computes together with one of them run on the reference too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no tokens, more than one batch has, one beyond the vocabulary, or steps that the
+    /// plan does not have; [`Error::ContextFull`]; those of the device.
+    pub fn logits_with_reference(
+        &self,
+        tokens: &[u32],
+        on_reference: std::ops::Range<usize>,
+    ) -> Result<Vec<f32>> {
+        engine_logits_with_reference(self, tokens, on_reference)
     }
 
     /// What products with weights round their activations to.

@@ -20,7 +20,7 @@ Options of every example:
   --device DEVICE    auto, cpu, gpu, gpu:INDEX, gpu:NAME or reference [auto]
   --threads N        threads of the CPU device [one a core]
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
-  --layers N         the first N layers of the model alone, to see where an answer goes wrong [all]
+  --first-layers N   that many layers of the model alone, to see where an answer goes wrong [all]
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
@@ -101,7 +101,7 @@ impl Options {
             "device" => self.device = value(name, parser)?,
             "threads" => self.threads = Some(value(name, parser)?),
             "context" => self.context = Some(value(name, parser)?),
-            "layers" => self.layers = Some(value(name, parser)?),
+            "first-layers" => self.layers = Some(value(name, parser)?),
             "weights" => {
                 let types = [
                     ("native", WeightStorage::Native),

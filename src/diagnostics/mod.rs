@@ -22,7 +22,7 @@ pub use verify::{
     BlockScale, Check, Checked, Depth, Divergence, FileReport, Finding, Input, Outcome, Phase,
     Problem, TensorFault, TensorReport, UploadReport, VerifyOptions, VerifyReport,
 };
-pub(crate) use verify::{bisect_engine, verify};
+pub(crate) use verify::{bisect_engine, engine_logits_with_reference, verify};
 
 /// `|found - expected| / |expected|` of logits with their means taken off: a constant added to all of them changes
 /// no probability.

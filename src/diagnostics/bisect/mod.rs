@@ -132,6 +132,25 @@ pub(crate) fn bisect(
     Ok(search.report)
 }
 
+/// The logits of the last of `tokens`, run as one batch from position 0, with some steps on the reference.
+pub(crate) fn logits_with_reference(
+    verified: &Verified,
+    executor: Box<dyn Executor>,
+    tokens: &[u32],
+    on_reference: &Range<usize>,
+) -> Result<Vec<f32>> {
+    let Verified {
+        weights, plan, kv, ..
+    } = verified;
+    let reference = ReferenceExecutor::new(weights.clone(), plan.clone(), kv);
+    let batch = Batch {
+        tokens,
+        position: 0,
+        outputs: Outputs::Last,
+    };
+    Mixed::new(plan.clone(), executor, reference).run(&batch, on_reference)
+}
+
 struct Search<'a> {
     mixed: Mixed,
     verified: &'a Verified,

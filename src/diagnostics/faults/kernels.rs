@@ -6,7 +6,6 @@ use crate::device::wgpu::tampering::Tampering;
 use crate::device::wgpu::testing::gpu;
 use crate::diagnostics::find_feature;
 use crate::diagnostics::verify::Checked;
-use crate::error::Error;
 
 /// `[from, to]` in a kernel, in words, and the step that the check of kernels names.
 fn edited(
@@ -75,6 +74,16 @@ pub(super) fn of_values() -> Vec<Fault> {
             ],
             "result_output",
         ),
+        Fault {
+            tool: Tool::Load,
+            ..edited(
+                "a kernel that does not compile",
+                F32,
+                "rms_norm",
+                ["mean + p.eps", "mean + p.epsilon"],
+                "rms_norm",
+            )
+        },
     ]
 }
 
@@ -146,6 +155,17 @@ pub(super) fn of_attention() -> Vec<Fault> {
             ["batch.position + row + 1u", "max(batch.position + row, 1u)"],
             "blk.0.kqv_out",
         ),
+        Fault {
+            what: "a window that is dropped",
+            damage: Damage::Windowed(Tampering::wgsl_of_feature(
+                "attention",
+                "end - min(p.window, end)",
+                "0u",
+            )),
+            tool: Tool::Verify(Checked::Kernels),
+            place: "blk.0.kqv_out",
+            also: &[],
+        },
         edited(
             "query heads with the keys of another head",
             F32,
@@ -237,21 +257,6 @@ pub(super) fn of_choices() -> Vec<Fault> {
 #[test]
 fn verify_names_the_choice_of_tokens_that_is_wrong() {
     assert_found(of_choices());
-}
-
-#[test]
-fn a_kernel_that_does_not_compile_is_an_error_with_its_line() {
-    if gpu().is_none() {
-        return;
-    }
-    let damage = Tampering::wgsl("rms_norm", "mean + p.eps", "mean + p.epsilon");
-    let error = builder(F32).tamper(damage).build().map(drop).unwrap_err();
-    assert!(matches!(error, Error::Gpu { .. }), "{error}");
-    let text = error.to_string();
-    assert!(
-        text.contains("kernel `rms_norm`, line") && text.contains("p.epsilon"),
-        "{text}"
-    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::diagnostics::verify::{Checked, VerifyOptions, VerifyReport};
 use crate::engine::{Engine, EngineBuilder};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, WeightType};
+use crate::support::shared;
 use crate::tiny;
 
 /// Something that is wrong, and what must be said of it.
@@ -30,6 +31,8 @@ struct Fault {
 enum Damage {
     /// To what runs on the GPU.
     Gpu(Activations, Tampering),
+    /// To what runs on the GPU, of a model whose layers see a window of positions.
+    Windowed(Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -43,6 +46,8 @@ enum Tool {
     Load,
     /// An answer under way, by an error: nobody asked.
     Running,
+    /// Any call, by an error of the GPU.
+    Failure,
 }
 
 /// A tiny model, with room for every way that attention goes.
@@ -64,11 +69,19 @@ fn options() -> VerifyOptions {
 }
 
 impl Damage {
-    fn engine(self) -> Result<Engine> {
-        match self {
+    /// `None` where the model is not here.
+    fn engine(self) -> Option<Result<Engine>> {
+        Some(match self {
             Damage::Gpu(activations, tampering) => builder(activations).tamper(tampering).build(),
-            Damage::File(bytes) => builder_of(Gguf::from_bytes(bytes)?).build(),
-        }
+            Damage::Windowed(tampering) => {
+                let gguf = Gguf::open(shared("arch/gemma3.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.tamper(tampering).build()
+            }
+            Damage::File(bytes) => {
+                Gguf::from_bytes(bytes).and_then(|gguf| builder_of(gguf).build())
+            }
+        })
     }
 }
 
@@ -86,7 +99,10 @@ fn assert_found(faults: Vec<Fault>) {
             place,
             also,
         } = fault;
-        let engine = match (tool, damage.engine()) {
+        let Some(engine) = damage.engine() else {
+            continue;
+        };
+        let engine = match (tool, engine) {
             (Tool::Load, Ok(_)) => panic!("{what}: was loaded"),
             (Tool::Load, Err(error)) => {
                 assert!(error.to_string().contains(place), "{what}: {error}");
@@ -99,6 +115,11 @@ fn assert_found(faults: Vec<Fault>) {
                 let report = engine.verify(&options());
                 let report = report.unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_report(what, &report, checked, place, also);
+            }
+            Tool::Failure => {
+                let error = engine.verify(&options()).map(drop).expect_err(what);
+                assert!(matches!(error, Error::Gpu { .. }), "{what}: {error}");
+                assert!(error.to_string().contains(place), "{what}: {error}");
             }
             Tool::Running | Tool::Load => {
                 let error = answer(&engine).expect_err(what);

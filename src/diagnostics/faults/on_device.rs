@@ -1,11 +1,9 @@
 //! Bytes on the device that are not what they should be, and work that is not done.
 
-use super::{Damage, Fault, Tool, assert_found, builder, options};
+use super::{Damage, Fault, Tool, assert_found};
 use crate::device::Activations::F32;
 use crate::device::wgpu::tampering::Tampering;
-use crate::device::wgpu::testing::gpu;
 use crate::diagnostics::verify::Checked;
-use crate::error::Error;
 
 pub(super) fn faults() -> Vec<Fault> {
     let fault = |what, damage, tool, place, also| Fault {
@@ -82,26 +80,17 @@ pub(super) fn faults() -> Vec<Fault> {
             "blk.1.kqv_out",
             &[],
         ),
+        fault(
+            "a device that is lost",
+            Tampering::lost_device(),
+            Tool::Failure,
+            "the device was lost",
+            &[],
+        ),
     ]
 }
 
 #[test]
 fn what_is_wrong_on_the_device_is_named() {
     assert_found(faults());
-}
-
-#[test]
-fn a_lost_device_is_an_error() {
-    if gpu().is_none() {
-        return;
-    }
-    let engine = builder(F32)
-        .tamper(Tampering::lost_device())
-        .build()
-        .unwrap();
-    let error = engine.verify(&options()).unwrap_err();
-    assert!(
-        matches!(&error, Error::Gpu { message, .. } if message.contains("lost")),
-        "{error}"
-    );
 }

@@ -9,6 +9,7 @@ impl Tool {
             Tool::Verify(checked) => format!("verify: {checked}"),
             Tool::Load => "load".to_owned(),
             Tool::Running => "any answer".to_owned(),
+            Tool::Failure => "any call".to_owned(),
         }
     }
 }
