@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -204,10 +205,11 @@ impl Engine {
     /// Answers whether the engine is right, here, on this device, with this file: see [`Checked`] for what is
     /// looked at.
     ///
-    /// What is wrong is in the report, not an error.
+    /// What is wrong is in the report, not an error, and so is a device that fails.
     ///
     /// # Errors
-    /// Those of the device and the tokenizer.
+    /// [`Error::Tokenizer`], [`Error::InvalidArgument`] for an empty prompt, [`Error::ContextFull`] for a context too
+    /// short for one token and [`VerifyOptions::decode_tokens`].
     ///
     /// [`Checked`]: crate::Checked
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
@@ -234,7 +236,7 @@ impl Engine {
     pub fn logits_with_reference(
         &self,
         tokens: &[u32],
-        on_reference: std::ops::Range<usize>,
+        on_reference: Range<usize>,
     ) -> Result<Vec<f32>> {
         engine_logits_with_reference(self, tokens, on_reference)
     }
@@ -242,6 +244,11 @@ impl Engine {
     /// What products with weights round their activations to.
     pub(crate) fn rounding(&self) -> Rounding {
         self.inner.backend.rounding()
+    }
+
+    /// Its clones, with those of sessions.
+    pub(crate) fn n_users(&self) -> usize {
+        Arc::strong_count(&self.inner)
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {

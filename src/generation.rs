@@ -210,8 +210,8 @@ impl<'a> Generation<'a> {
     /// The rest of the answer.
     ///
     /// # Errors
-    /// The first error of a step: [`Error::WrongResult`], also for an answer that repeats one token from its
-    /// start whatever was asked, or those of the device.
+    /// The first error of a step: [`Error::WrongResult`], also for an answer that repeats one token 16
+    /// times from its start from the same logits, or those of the device.
     pub fn complete(mut self) -> Result<Completion> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         for piece in &mut self {
@@ -238,7 +238,10 @@ impl<'a> Generation<'a> {
             largest_logit,
         } = self.next_token()?;
         let tokenizer = self.session.engine().tokenizer();
-        self.repetition.see(token, largest_logit, tokenizer)?;
+        if let Err(error) = self.repetition.see(token, largest_logit, tokenizer) {
+            self.session.distrust();
+            return Err(error);
+        }
         if tokenizer.is_end_of_generation(token) && !self.options.ignore_eos {
             return Ok(self.finish(FinishReason::EndOfGeneration));
         }

@@ -61,7 +61,8 @@ pub use diagnostics::{
     BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,
     FeatureReport, FeatureTrial, FileReport, Finding, Input, Outcome, Phase, Problem, Profile,
     ProfiledDispatch, TensorDiff, TensorFault, TensorReport, Trace, TraceDiff, TraceEntry,
-    TraceFinding, TraceOptions, UploadReport, VerifyOptions, VerifyReport, find_feature,
+    TraceFinding, TraceOptions, TrialOutcome, UploadReport, VerifyOptions, VerifyReport,
+    find_feature,
 };
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};

@@ -336,10 +336,15 @@ impl Session {
     /// at every token, so what is wrong may have begun before it. The tokens that are kept run again.
     fn sound<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(Error::WrongResult { .. }) = result {
-            self.n_cached = 0;
-            self.logits_at = 0;
+            self.distrust();
         }
         result
+    }
+
+    /// Takes nothing of the cache for right.
+    pub(crate) fn distrust(&mut self) {
+        self.n_cached = 0;
+        self.logits_at = 0;
     }
 
     /// Whether the device will choose the tokens behind those of the session itself.

@@ -12,6 +12,11 @@ pub(crate) trait Stepwise {
     /// or hand each other rounded values, make them one part.
     fn parts(&self, batch: &Batch<'_>) -> Vec<Range<usize>>;
 
+    /// The numbers of rows from which on other kernels run than for fewer.
+    fn turns(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
     /// Runs whole [parts](Stepwise::parts) of a batch and shows what each step has written.
     fn run_steps(
         &mut self,

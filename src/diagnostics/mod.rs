@@ -10,7 +10,7 @@ mod profile;
 mod trace;
 mod verify;
 
-pub use bisect::{BisectReport, Culprit, FeatureReport, FeatureTrial, find_feature};
+pub use bisect::{BisectReport, Culprit, FeatureReport, FeatureTrial, TrialOutcome, find_feature};
 pub use profile::{Profile, ProfiledDispatch};
 pub(crate) use trace::Recorder;
 pub use trace::{

@@ -15,11 +15,11 @@ use std::sync::{Arc, OnceLock, mpsc};
 pub struct GpuFeatures {
     /// Sums across the lanes of a subgroup.
     pub subgroups: bool,
-    /// 16-bit floats in kernels, as cooperative matrices need them.
-    pub f16: bool,
-    /// Products of small matrices of 16-bit floats by a subgroup (they need `subgroups` and `f16`).
+    /// Products of small matrices of 16-bit floats by a subgroup (they need `subgroups`), the only kernels with 16-bit
+    /// floats in shaders. Without them [`Activations::F16`](crate::Activations::F16) is 32-bit floats.
     pub cooperative_matrices: bool,
-    /// Products of four packed bytes at once.
+    /// Products of four packed bytes at once, and the rounding to them. Without them
+    /// [`Activations::Int8`](crate::Activations::Int8) is 32-bit floats in batches of few rows.
     pub int8_dot: bool,
     /// Kernels that compute several steps, and results that are written in the form the next step takes.
     pub fusion: bool,
@@ -30,7 +30,6 @@ pub struct GpuFeatures {
 impl GpuFeatures {
     const ALL: GpuFeatures = GpuFeatures {
         subgroups: true,
-        f16: true,
         cooperative_matrices: true,
         int8_dot: true,
         fusion: true,
@@ -46,7 +45,6 @@ impl GpuFeatures {
         };
         vec![
             without("subgroups", |all| all.subgroups = false),
-            without("f16", |all| all.f16 = false),
             without("cooperative_matrices", |all| {
                 all.cooperative_matrices = false
             }),
@@ -254,7 +252,7 @@ impl Context {
         wanted |= wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         wanted |= wgpu::Features::PIPELINE_CACHE;
         wanted.set(wgpu::Features::SUBGROUP, features.subgroups);
-        let may_cooperate = features.subgroups && features.f16 && features.cooperative_matrices;
+        let may_cooperate = features.subgroups && features.cooperative_matrices;
         let cooperative_matrix = may_cooperate.then(|| cooperative_matrix(adapter)).flatten();
         if cooperative_matrix.is_some() {
             wanted |= COOPERATION;

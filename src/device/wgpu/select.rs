@@ -26,6 +26,11 @@ impl Rows {
         (!many.is_empty()).then_some(Rows(many))
     }
 
+    /// The fewest.
+    pub(super) fn start(&self) -> usize {
+        *self.0.start()
+    }
+
     pub(super) fn covers(&self, n_rows: usize) -> bool {
         self.0.contains(&n_rows)
     }

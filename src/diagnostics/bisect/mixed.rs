@@ -44,7 +44,8 @@ impl Mixed {
             ..
         } = self;
         for part in executor.parts(batch) {
-            if part.start < on_reference.end && on_reference.start < part.end {
+            let overlaps = part.start < on_reference.end && on_reference.start < part.end;
+            if overlaps && !on_reference.is_empty() {
                 for index in part {
                     reference.step(index, batch);
                     give(

@@ -85,8 +85,13 @@ fn trial(without: Option<&'static str>, is_right: bool) -> FeatureTrial {
         device,
         depth: Depth::Quick,
         checks: vec![check],
+        file: None,
+        upload: None,
     };
-    FeatureTrial { without, report }
+    FeatureTrial {
+        without,
+        outcome: TrialOutcome::Verified(Box::new(report)),
+    }
 }
 
 #[test]
@@ -111,4 +116,28 @@ fn the_feature_without_which_all_is_right_is_named() {
     assert!(none.culprits().is_empty() && none.to_string().contains("no single feature"));
     let right = report(&[(None, true)]);
     assert!(right.culprits().is_empty() && right.to_string().ends_with("right: with all features"));
+    let both = report(&[
+        (None, false),
+        (Some("subgroups"), true),
+        (Some("cooperative_matrices"), true),
+    ]);
+    assert_eq!(both.culprits(), ["cooperative_matrices"]);
+    let mut uncompiled = one;
+    uncompiled.trials[0].outcome = TrialOutcome::Failed("line 3".to_owned());
+    assert_eq!(uncompiled.culprits(), ["subgroups"]);
+    assert!(
+        uncompiled.to_string().contains("FAILED: line 3"),
+        "{uncompiled}"
+    );
+}
+
+#[test]
+fn a_search_where_no_engine_can_be_made_is_an_error() {
+    let no_engine = |_| {
+        Err(crate::Error::NoDevice {
+            message: "none".to_owned(),
+        })
+    };
+    let found = find_feature(no_engine, &Default::default());
+    assert!(matches!(found, Err(crate::Error::NoDevice { .. })));
 }

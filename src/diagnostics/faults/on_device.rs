@@ -83,8 +83,8 @@ pub(super) fn faults() -> Vec<Fault> {
         fault(
             "a device that is lost",
             Tampering::lost_device(),
-            Tool::Failure,
-            "the device was lost",
+            Tool::Verify(Checked::Kernels),
+            "device",
             &[],
         ),
     ]

@@ -1,7 +1,6 @@
 //! The table of docs/PROOF.md, made from the faults.
 
 use super::{Fault, Tool, in_file, kernels, on_device};
-use crate::device::wgpu::testing::gpu;
 
 impl Tool {
     fn in_words(self) -> String {
@@ -9,7 +8,6 @@ impl Tool {
             Tool::Verify(checked) => format!("verify: {checked}"),
             Tool::Load => "load".to_owned(),
             Tool::Running => "any answer".to_owned(),
-            Tool::Failure => "any call".to_owned(),
         }
     }
 }
@@ -30,15 +28,10 @@ fn all() -> Vec<Fault> {
 
 #[test]
 fn docs_proof_lists_every_fault() {
-    if gpu().is_none() {
-        return;
-    }
     let mut rows = vec!["| fault | named by | place |\n|---|---|---|\n".to_owned()];
     for fault in all() {
         let tool = fault.tool.in_words();
         rows.push(format!("| {} | {tool} | `{}` |\n", fault.what, fault.place));
-        // It was not made: nothing runs here.
-        std::mem::forget(fault);
     }
     let table = rows.concat();
     assert!(rows.len() > 25, "{} faults", rows.len() - 1);

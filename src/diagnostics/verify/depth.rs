@@ -1,17 +1,17 @@
-//! How much of a file or of a device's memory a check looks at.
+//! How much a check looks at.
 
 use serde::Serialize;
 use std::ops::Range;
 
-/// How much a check looks at.
+/// How much a verification looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Depth {
-    /// Some rows of every tensor, spread evenly: at most some 64 MiB of any model, which takes well
-    /// under a second.
-    #[default]
+    /// Some rows of every tensor, spread evenly, at most some 64 MiB of a model; kinds of steps on fewer inputs; the
+    /// steps of the first, a middle and the last layer; sessions of few tokens.
     Quick,
     /// Everything.
+    #[default]
     Full,
 }
 

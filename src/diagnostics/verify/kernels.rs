@@ -18,8 +18,8 @@ use std::ops::Range;
 const POSITIONS: [usize; 3] = [0, 61, 1567];
 /// Positions that the cache of a check has, where the model's has as many.
 pub(super) const CAPACITY: usize = 1640;
-/// Up to so many rows all have logits.
-const FEW_OUTPUTS: usize = 5;
+/// More rows than this take long on the reference: they are tried on random values alone.
+const MANY_ROWS: usize = 67;
 
 /// What the kernels came to.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ pub(super) struct KernelReport {
     pub(super) n_kinds: usize,
     /// Inputs that they were tried on.
     pub(super) n_inputs: usize,
+    /// Numbers of rows that do not fit the context.
+    left_out: Vec<usize>,
     pub(super) agreed: Agreed,
     pub(super) divergence: Option<Divergence>,
 }
@@ -38,6 +40,7 @@ impl std::fmt::Display for KernelReport {
             n_kinds,
             n_inputs,
             agreed,
+            left_out,
             ..
         } = self;
         write!(
@@ -45,7 +48,11 @@ impl std::fmt::Display for KernelReport {
             "{n_kinds} kinds of steps agree with the reference on {n_inputs} inputs ({} values){}",
             agreed.n_values,
             agreed.nearest()
-        )
+        )?;
+        match &left_out[..] {
+            [] => Ok(()),
+            rows => write!(f, "; not tried, as the context is too short: {rows:?} rows"),
+        }
     }
 }
 
@@ -62,18 +69,26 @@ pub(super) fn check_kernels(
         random: SplitMix64::new(0x7275_6573),
         report: KernelReport::default(),
     };
-    let n_rows: &[usize] = match depth {
-        Depth::Quick => &[1, 5],
-        // Tails of the tiles of 4 to 64 rows, and more than one of them.
-        Depth::Full => &[1, 2, 3, 4, 5, 17, 67],
-    };
     let plan = &verified.plan;
-    let most = plan.max_rows.min(verified.kv.capacity).min(tokens.len());
-    for &n_rows in n_rows.iter().filter(|&&n_rows| n_rows <= most) {
+    // Tails of tiles of 4 to 64 rows and more than one of them, and where other kernels take over.
+    let (few, turns): (&[usize], &[usize]) = match depth {
+        Depth::Quick => (&[1, 5], &[0]),
+        Depth::Full => (&[1, 2, 3, 4, 5, 17, 67], &[0, 2]),
+    };
+    let starts = executor.turns().into_iter();
+    let turns = starts.flat_map(|start| turns.iter().map(move |more| start + more));
+    let wanted: BTreeSet<usize> = few.iter().copied().chain(turns).collect();
+    let (tried, left_out): (Vec<usize>, Vec<usize>) = wanted
+        .into_iter()
+        .filter(|&n_rows| n_rows <= plan.max_rows)
+        .partition(|&n_rows| n_rows <= verified.kv.capacity);
+    prober.report.left_out = left_out;
+    for n_rows in tried {
+        let tokens: Vec<u32> = tokens.iter().copied().cycle().take(n_rows).collect();
         let batch = Batch {
-            tokens: &tokens[..n_rows],
+            tokens: &tokens,
             position: 0,
-            outputs: match n_rows <= FEW_OUTPUTS.min(plan.max_outputs) {
+            outputs: match n_rows <= plan.max_outputs {
                 true => Outputs::All,
                 false => Outputs::Last,
             },
@@ -163,6 +178,7 @@ impl Prober<'_> {
             false => &POSITIONS[..1],
         };
         let inputs: &[Input] = match (depth, batch.n_rows()) {
+            (_, n_rows) if n_rows > MANY_ROWS => &[Input::Random],
             (Depth::Quick, 2..) => &[Input::Random, Input::Huge],
             _ => &[Input::Random, Input::Tiny, Input::Huge, Input::Zero],
         };
@@ -262,6 +278,11 @@ impl Prober<'_> {
         };
         let mut rows = values(&mut self.random, of_keys, n);
         rows.extend(values(&mut self.random, input, n));
+        if input == Input::Tiny {
+            // GPUs may take 16-bit floats below 2^-14 as zero.
+            let normal = |value: f32| value.signum() * (1e-3 + value.abs());
+            rows.iter_mut().for_each(|value| *value = normal(*value));
+        }
         let mut stored = vec![0.0; rows.len()];
         kernels::store_kv::twin(kv.ty, &rows, &mut stored);
         executor.set_cached_rows(layer, 0, &stored)?;

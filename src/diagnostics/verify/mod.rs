@@ -20,7 +20,6 @@ pub use divergence::{Divergence, Finding, Input, Phase};
 pub use file::{BlockScale, FileReport, TensorFault, TensorReport};
 pub(crate) use judge::Verified;
 pub use report::{Check, Checked, Outcome, Problem, VerifyOptions, VerifyReport};
-pub(crate) use sessions::logits_bound;
 pub use upload::UploadReport;
 #[cfg(test)]
 pub(crate) use upload::check_upload;
@@ -34,83 +33,97 @@ use sessions::Sessions;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Runs all checks, whatever the ones before found.
+/// What is blamed where the device fails.
+const DEVICE: &str = "device";
+
+/// Runs all checks, whatever the ones before found, unless the device itself fails.
 ///
 /// # Errors
-/// Those of the device and the tokenizer; a result that is wrong is in the report.
+/// Those of the tokenizer, and of a context too short for the prompt.
 pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyReport> {
-    let tokens = prompt_tokens(engine, options)?;
+    let tokens = prompt_tokens(engine, options, options.decode_tokens)?;
     let depth = options.depth;
-    let mut checks = Vec::new();
-    let mut check = |checked, run: &mut dyn FnMut() -> Result<Outcome>| -> Result<()> {
-        let started = Instant::now();
-        let outcome = match run() {
-            Err(Error::WrongResult { step, message }) => {
-                Outcome::Wrong(Problem::at(&step, message))
-            }
-            outcome => outcome?,
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        checks.push(Check {
-            checked,
-            outcome,
-            seconds,
-        });
-        Ok(())
+    let mut report = VerifyReport {
+        model: engine.spec().name.clone(),
+        device: engine.device_info().clone(),
+        depth,
+        checks: Vec::new(),
+        file: None,
+        upload: None,
     };
-    check(Checked::File, &mut || {
-        let report = file::check_file(engine.gguf(), depth);
-        Ok(match report.faults().next() {
-            Some((tensor, _)) => Outcome::Wrong(Problem::at(tensor, report.to_string())),
-            None => Outcome::Right(report.to_string()),
+    report.check(Checked::File, |report| {
+        let found = report.file.insert(file::check_file(engine.gguf(), depth));
+        let text = found.to_string();
+        Ok(match found.faults().next() {
+            Some((tensor, _)) => Outcome::Wrong(Problem::at(tensor, text)),
+            None => Outcome::Right(text),
         })
-    })?;
-    check(Checked::Upload, &mut || {
-        let report = upload::check_upload(engine.weights(), engine.backend(), depth)?;
-        Ok(match report.differences.first() {
-            Some(first) => Outcome::Wrong(Problem::at(&first.name, report.to_string())),
-            None => Outcome::Right(report.to_string()),
+    });
+    report.check(Checked::Upload, |report| {
+        let found = upload::check_upload(engine.weights(), engine.backend(), depth)?;
+        let found = report.upload.insert(found);
+        let text = found.to_string();
+        Ok(match found.differences.first() {
+            Some(first) => Outcome::Wrong(Problem::at(&first.name, text)),
+            None => Outcome::Right(text),
         })
-    })?;
-    check(Checked::Kernels, &mut || {
-        let (verified, mut executor) =
-            verified(engine, kernels::CAPACITY.min(engine.context_length()))?;
-        let report = kernels::check_kernels(&verified, executor.as_mut(), &tokens, depth)?;
-        Ok(match report.divergence {
+    });
+    report.check(Checked::Kernels, |_| {
+        let capacity = kernels::CAPACITY.min(engine.context_length());
+        let (verified, mut executor) = verified(engine, capacity)?;
+        let found = kernels::check_kernels(&verified, executor.as_mut(), &tokens, depth)?;
+        Ok(match found.divergence {
             Some(divergence) => Outcome::Wrong(divergence.into()),
-            None => Outcome::Right(report.to_string()),
+            None => Outcome::Right(found.to_string()),
         })
-    })?;
-    check(Checked::Steps, &mut || {
+    });
+    report.check(Checked::Steps, |_| {
         let (verified, mut executor) = verified(engine, tokens.len() + options.decode_tokens)?;
-        let report = steps::check_steps(
+        let found = steps::check_steps(
             &verified,
             executor.as_mut(),
             &tokens,
             options.decode_tokens,
             depth,
         )?;
-        Ok(match report.divergence {
+        Ok(match found.divergence {
             Some(divergence) => Outcome::Wrong(divergence.into()),
-            None => Outcome::Right(report.to_string()),
+            None => Outcome::Right(found.to_string()),
         })
-    })?;
-    let mut sessions = Sessions::new(engine, &tokens, depth)?;
-    check(Checked::Rewind, &mut || sessions.check_rewind())?;
-    check(Checked::TokenByToken, &mut || {
-        sessions.check_token_by_token()
-    })?;
-    check(Checked::Determinism, &mut || sessions.check_determinism())?;
+    });
+    let mut sessions = None;
+    report.check(Checked::Rewind, |_| {
+        let sessions = sessions.insert(Sessions::new(engine, &tokens, depth)?);
+        sessions.check_rewind()
+    });
+    if let Some(sessions) = &mut sessions {
+        report.check(Checked::TokenByToken, |_| sessions.check_token_by_token());
+        report.check(Checked::Determinism, |_| sessions.check_determinism());
+    }
     drop(sessions);
-    check(Checked::Memory, &mut || {
-        sessions::check_memory(engine, &tokens)
-    })?;
-    Ok(VerifyReport {
-        model: engine.spec().name.clone(),
-        device: engine.device_info().clone(),
-        depth,
-        checks,
-    })
+    report.check(Checked::Memory, |_| sessions::check_memory(engine, &tokens));
+    Ok(report)
+}
+
+impl VerifyReport {
+    /// Runs a check, unless the device has failed before.
+    fn check(&mut self, checked: Checked, run: impl FnOnce(&mut VerifyReport) -> Result<Outcome>) {
+        if self.problems().any(|(_, problem)| problem.place == DEVICE) {
+            return;
+        }
+        let started = Instant::now();
+        let outcome = run(self).unwrap_or_else(|error| match error {
+            Error::WrongResult { step, message } => Outcome::Wrong(Problem::at(&step, message)),
+            Error::OutOfMemory { .. } => Outcome::LeftOut(error.to_string()),
+            error => Outcome::Wrong(Problem::at(DEVICE, error.to_string())),
+        });
+        let seconds = started.elapsed().as_secs_f64();
+        self.checks.push(Check {
+            checked,
+            outcome,
+            seconds,
+        });
+    }
 }
 
 /// Searches the first steps that make the answer to the prompt wrong.
@@ -118,11 +131,9 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
 /// # Errors
 /// Those of the device and the tokenizer.
 pub(crate) fn bisect_engine(engine: &Engine, options: &VerifyOptions) -> Result<BisectReport> {
-    let tokens = prompt_tokens(engine, options)?;
-    let capacity = (tokens.len() + 1).min(engine.context_length());
-    let tokens = &tokens[..tokens.len().min(capacity.saturating_sub(1)).max(1)];
-    let (verified, executor) = verified(engine, capacity)?;
-    bisect(&verified, executor, tokens)
+    let tokens = prompt_tokens(engine, options, 1)?;
+    let (verified, executor) = verified(engine, tokens.len() + 1)?;
+    bisect(&verified, executor, &tokens)
 }
 
 /// The logits of the last of some tokens with a range of the plan's steps on the reference.
@@ -147,7 +158,7 @@ pub(crate) fn engine_logits_with_reference(
             format!("token {bad}, expected less than {vocab_size}"),
         );
     }
-    if on_reference.end > plan.steps.len() {
+    if on_reference.start > on_reference.end || on_reference.end > plan.steps.len() {
         let message = format!("{on_reference:?}, the plan has {} steps", plan.steps.len());
         return refused("on_reference", message);
     }
@@ -156,11 +167,17 @@ pub(crate) fn engine_logits_with_reference(
     logits_with_reference(&verified, executor, tokens, &on_reference)
 }
 
-/// The prompt's tokens, repeated or cut to the number asked for.
-fn prompt_tokens(engine: &Engine, options: &VerifyOptions) -> Result<Vec<u32>> {
+/// The prompt's tokens, repeated or cut to the number asked for and to what leaves room for `more`.
+fn prompt_tokens(engine: &Engine, options: &VerifyOptions, more: usize) -> Result<Vec<u32>> {
     let prompt = engine.tokenizer().encode(&options.prompt, true, false)?;
-    let n_prompt = options.prompt_tokens.clamp(1, engine.plan().max_rows);
-    let tokens: Vec<u32> = prompt.iter().copied().cycle().take(n_prompt).collect();
+    let room = engine.context_length().saturating_sub(more);
+    let n_prompt = options.prompt_tokens.min(engine.plan().max_rows).min(room);
+    let tokens: Vec<u32> = prompt
+        .iter()
+        .copied()
+        .cycle()
+        .take(n_prompt.max(1))
+        .collect();
     if tokens.is_empty() {
         let message = "no tokens, expected at least one".to_owned();
         return Err(Error::InvalidArgument {
@@ -168,8 +185,9 @@ fn prompt_tokens(engine: &Engine, options: &VerifyOptions) -> Result<Vec<u32>> {
             message,
         });
     }
-    let n_all = tokens.len().saturating_add(options.decode_tokens);
-    engine.kv_layout().check_room(0, n_all)?;
+    engine
+        .kv_layout()
+        .check_room(0, tokens.len().saturating_add(more))?;
     Ok(tokens)
 }
 

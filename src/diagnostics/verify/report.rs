@@ -2,6 +2,8 @@
 
 use super::depth::Depth;
 use super::divergence::Divergence;
+use super::file::FileReport;
+use super::upload::UploadReport;
 use crate::device::DeviceInfo;
 use serde::Serialize;
 use std::fmt;
@@ -13,8 +15,7 @@ pub struct VerifyOptions {
     pub depth: Depth,
     /// Run as one batch.
     pub prompt: String,
-    /// Tokens of that batch, at most those of one batch of the device: the prompt is repeated or cut
-    /// to it. More than 64 reach the second tile of every kernel.
+    /// Tokens of that batch: the prompt is repeated or cut to it, and to what one batch and the context hold.
     pub prompt_tokens: usize,
     /// Tokens run one at a time behind it, each the most likely one.
     pub decode_tokens: usize,
@@ -108,7 +109,7 @@ pub enum Outcome {
     Right(String),
     /// The first thing that is wrong.
     Wrong(Problem),
-    /// It could not be looked at, and why.
+    /// It could not be looked at, and why: there was no memory for it, or others used the engine meanwhile.
     LeftOut(String),
 }
 
@@ -135,6 +136,10 @@ pub struct VerifyReport {
     pub depth: Depth,
     /// In the order they ran.
     pub checks: Vec<Check>,
+    /// What the check of the file found of each tensor, its hash among it.
+    pub file: Option<FileReport>,
+    /// What the check of the upload found.
+    pub upload: Option<UploadReport>,
 }
 
 impl VerifyReport {

@@ -20,8 +20,10 @@ pub struct UploadReport {
     pub n_in_file: usize,
     /// Bytes of all other weights as the device holds them, without padding.
     pub held_bytes: u64,
-    /// Bytes that were compared, those of tables of angles among them.
+    /// Bytes of them that were compared, as they lie on the device, padding included.
     pub compared_bytes: u64,
+    /// Bytes of tables of angles that were compared.
+    pub table_bytes: u64,
     /// The first difference of each weight, and of each table, that has one.
     pub differences: Vec<HeldDifference>,
 }
@@ -53,7 +55,10 @@ impl fmt::Display for UploadReport {
                 write!(f, "{first}")?;
                 match rest.len() {
                     0 => Ok(()),
-                    more => write!(f, "; and {more} more weights of {n_weights}"),
+                    more => write!(
+                        f,
+                        "; and {more} more, of {n_weights} weights and the tables of angles"
+                    ),
                 }
             }
         }
@@ -76,6 +81,7 @@ pub(crate) fn check_upload(
         n_in_file: 0,
         held_bytes: 0,
         compared_bytes: 0,
+        table_bytes: 0,
         differences: Vec::new(),
     };
     for (id, weight) in &all {
@@ -88,7 +94,10 @@ pub(crate) fn check_upload(
         }
         report.add(held);
     }
-    report.add(backend.compare_rope_tables()?);
+    match backend.compare_rope_tables()? {
+        Held::Same { bytes } => report.table_bytes = bytes,
+        held => report.add(held),
+    }
     Ok(report)
 }
 

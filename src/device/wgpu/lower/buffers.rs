@@ -134,7 +134,7 @@ impl SessionBuffers {
             sentinels: create(
                 "sentinels",
                 (plan.layer_outputs.len() * size_of::<Slot>()) as u64,
-                storage | Usage::COPY_DST,
+                storage,
             )?,
         })
     }

@@ -1,0 +1,118 @@
+//! Steps of a plan by themselves, for diagnostics.
+
+use super::{GpuExecutor, Rows, dispatches};
+use crate::device::stepwise::joined_parts;
+use crate::device::wgpu::context::named;
+use crate::device::{Observation, Observer, Stepwise};
+use crate::error::Result;
+use crate::kernels::row_stride;
+use crate::kv_cache::KvType;
+use crate::plan::{Batch, BufferId, Op};
+use half::f16;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+impl Stepwise for GpuExecutor {
+    fn parts(&self, batch: &Batch<'_>) -> Vec<Range<usize>> {
+        let steps = &self.plan.steps;
+        let fused = dispatches(&self.lowered.steps, Rows::of(batch)).map(|(dispatch, _)| {
+            let last = dispatch.writes.iter().fold(dispatch.step, |a, &b| a.max(b));
+            [dispatch.step, last]
+        });
+        // The kernel that wrote a buffer may have written its rounded form too, or have left it to the product.
+        let rounded = steps.iter().enumerate().filter_map(|(product, step)| {
+            let Op::MatMul {
+                src,
+                weight,
+                int8_rows,
+                dst,
+                ..
+            } = step.op
+            else {
+                return None;
+            };
+            let n_rows = self.plan.rows_of(dst, batch);
+            let ty = self.shared.weights.get(weight).ty;
+            let rounds = int8_rows >= n_rows || self.shared.rounding.is_f16(ty, n_rows);
+            let writes = |step: &usize| steps[*step].op.dst() == Some(src);
+            let writer = (0..product).rev().find(writes);
+            writer.filter(|_| rounds).map(|writer| [writer, product])
+        });
+        joined_parts(steps.len(), fused.chain(rounded))
+    }
+
+    fn turns(&self) -> Vec<usize> {
+        let dispatches = self.lowered.steps.iter().flatten();
+        let starts: BTreeSet<usize> = dispatches.map(|dispatch| dispatch.rows.start()).collect();
+        starts.into_iter().filter(|&start| start > 1).collect()
+    }
+
+    /// Waits for each step.
+    fn run_steps(
+        &mut self,
+        batch: &Batch<'_>,
+        steps: Range<usize>,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
+        self.write_batch(batch)?;
+        let context = &self.shared.context;
+        for index in steps {
+            let step = &self.plan.steps[index];
+            context.scoped(&step.name, || {
+                let mut encoder = context.encoder(&step.name);
+                let mut pass = encoder.begin_compute_pass(&named(&step.name));
+                let steps = std::slice::from_ref(&self.lowered.steps[index]);
+                self.record_steps(&mut pass, steps, Rows::of(batch));
+                drop(pass);
+                context.queue.submit([encoder.finish()]);
+            })?;
+            let (values, width) = self.written(index, step, batch)?;
+            observer(&Observation {
+                index,
+                step,
+                values: &values,
+                width,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()> {
+        let width = self.plan.buffer(id).width;
+        let mut padded = vec![0.0; rows.len().div_ceil(width) * row_stride(width)];
+        for (padded, row) in padded.chunks_mut(row_stride(width)).zip(rows.chunks(width)) {
+            padded[..row.len()].copy_from_slice(row);
+        }
+        let context = &self.shared.context;
+        context.scoped("upload of a buffer", || {
+            let buffer = self.buffers.activation(id);
+            context
+                .queue
+                .write_buffer(buffer, 0, bytemuck::cast_slice(&padded));
+        })
+    }
+
+    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let [keys, _] = &self.buffers.caches[layer];
+        self.cached_rows(layer, keys, batch)
+    }
+
+    fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
+        let row_bytes = self.kv.layers[layer].width() * self.kv.ty.bytes();
+        let offset = (position * row_bytes) as u64;
+        let (keys, values) = rows.split_at(rows.len() / 2);
+        let context = &self.shared.context;
+        context.scoped("upload to the cache", || {
+            for (cache, rows) in self.buffers.caches[layer].iter().zip([keys, values]) {
+                let bytes = match self.kv.ty {
+                    KvType::F32 => bytemuck::cast_slice(rows).to_vec(),
+                    KvType::F16 => {
+                        let halves: Vec<f16> = rows.iter().copied().map(f16::from_f32).collect();
+                        bytemuck::cast_slice(&halves).to_vec()
+                    }
+                };
+                context.queue.write_buffer(cache, offset, &bytes);
+            }
+        })
+    }
+}
