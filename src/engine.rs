@@ -9,7 +9,7 @@ use crate::device::{
     Activations, Backend, Device, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels,
 };
 use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport};
-use crate::diagnostics::{bisect_engine, engine_logits_with_reference, verify};
+use crate::diagnostics::{bisect, logits_with_reference, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
@@ -223,7 +223,7 @@ impl Engine {
     /// # Errors
     /// Those of the device and the tokenizer.
     pub fn bisect(&self, options: &VerifyOptions) -> Result<BisectReport> {
-        bisect_engine(self, options)
+        bisect(self, options)
     }
 
     /// The logits of the last of `tokens`, run as one batch in an empty session, `[vocab_size] f32`, where the steps
@@ -238,12 +238,43 @@ impl Engine {
         tokens: &[u32],
         on_reference: Range<usize>,
     ) -> Result<Vec<f32>> {
-        engine_logits_with_reference(self, tokens, on_reference)
+        logits_with_reference(self, tokens, on_reference)
     }
 
     /// What products with weights round their activations to.
     pub(crate) fn rounding(&self) -> Rounding {
         self.inner.backend.rounding()
+    }
+
+    /// Whether one batch can have so many tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub(crate) fn check_batch(&self, tokens: &[u32]) -> Result<()> {
+        let max_rows = self.plan().max_rows;
+        if (1..=max_rows).contains(&tokens.len()) {
+            return Ok(());
+        }
+        let message = format!("{} tokens, expected 1 to {max_rows}", tokens.len());
+        Err(Error::InvalidArgument {
+            name: "tokens",
+            message,
+        })
+    }
+
+    /// Whether the model has all of these tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the first that it has not.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.spec().vocab_size;
+        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            None => Ok(()),
+            Some(bad) => Err(Error::InvalidArgument {
+                name: "tokens",
+                message: format!("token {bad}, expected less than {vocab_size}"),
+            }),
+        }
     }
 
     /// Its clones, with those of sessions.
@@ -433,12 +464,9 @@ impl EngineBuilder {
             })
         };
         let weights = model.weights.clone();
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
-        let mut gpu = gpu?;
+        let gpu = gpu?;
         #[cfg(test)]
-        if let Some(gpu) = &mut gpu {
-            gpu.tampering = self.tampering;
-        }
+        let gpu = gpu.map(|gpu| gpu.tampered(self.tampering));
         let started = Instant::now();
         let backend: Box<dyn Backend> = match (gpu, self.device) {
             (Some(gpu), _) => Box::new(GpuBackend::new(

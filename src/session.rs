@@ -230,14 +230,8 @@ impl Session {
         if self.n_cached < self.tokens.len() {
             self.run_pending()?;
         }
+        self.engine.check_batch(tokens)?;
         let max_rows = self.engine.plan().max_rows;
-        if !(1..=max_rows).contains(&tokens.len()) {
-            let message = format!("{} tokens, expected 1 to {max_rows}", tokens.len());
-            return Err(Error::InvalidArgument {
-                name: "tokens",
-                message,
-            });
-        }
         self.replace_tail(self.tokens.len(), tokens, |session| {
             session.run_batch(max_rows, Outputs::Last, run)
         })
@@ -249,14 +243,7 @@ impl Session {
     }
 
     fn append(&mut self, tokens: &[u32]) -> Result<()> {
-        let vocab_size = self.engine.spec().vocab_size;
-        if let Some(bad) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
-            let message = format!("token {bad}, expected less than {vocab_size}");
-            return Err(Error::InvalidArgument {
-                name: "tokens",
-                message,
-            });
-        }
+        self.engine.check_tokens(tokens)?;
         self.engine
             .kv_layout()
             .check_room(self.tokens.len(), tokens.len())?;

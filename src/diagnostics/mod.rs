@@ -11,6 +11,7 @@ mod trace;
 mod verify;
 
 pub use bisect::{BisectReport, Culprit, FeatureReport, FeatureTrial, TrialOutcome, find_feature};
+pub(crate) use bisect::{bisect, logits_with_reference};
 pub use profile::{Profile, ProfiledDispatch};
 pub(crate) use trace::Recorder;
 pub use trace::{
@@ -18,11 +19,11 @@ pub use trace::{
 };
 #[cfg(test)]
 pub(crate) use verify::check_upload;
+pub(crate) use verify::verify;
 pub use verify::{
     BlockScale, Check, Checked, Depth, Divergence, FileReport, Finding, Input, Outcome, Phase,
     Problem, TensorFault, TensorReport, UploadReport, VerifyOptions, VerifyReport,
 };
-pub(crate) use verify::{bisect_engine, engine_logits_with_reference, verify};
 
 /// `|found - expected| / |expected|` of logits with their means taken off: a constant added to all of them changes
 /// no probability.

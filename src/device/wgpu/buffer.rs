@@ -53,13 +53,7 @@ impl Context {
             usage,
             mapped_at_creation: false,
         };
-        let raw = self
-            .guard(|| self.device.create_buffer(&descriptor))
-            .map_err(|error| match error {
-                wgpu::Error::OutOfMemory { .. } => self.out_of_memory(label, bytes),
-                error => self.error(format!("buffer `{label}`: {error}")),
-            })?;
-        self.check()?;
+        let raw = self.sized(label, bytes, || self.device.create_buffer(&descriptor))?;
         Ok(Buffer {
             raw,
             _charge: Arc::new(self.ledger.charge(purpose, bytes)),
@@ -95,7 +89,7 @@ impl Context {
 mod tests {
     use super::*;
     use crate::device::GpuChoice;
-    use crate::device::wgpu::context::GpuFeatures;
+    use crate::device::wgpu::adapter::GpuFeatures;
     use crate::device::wgpu::testing::gpu;
 
     /// A device of its own, whose memory no other test uses.

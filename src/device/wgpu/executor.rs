@@ -115,8 +115,7 @@ impl GpuExecutor {
         let bytes = (plan.max_outputs * stride * 4) as u64 + buffers.sentinels.size();
         let staging = context.create_buffer(Purpose::Staging, "logits staging", bytes, usage)?;
         let chain = Chain::new(context, &plan, &buffers, &choice.plain())?;
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests damage it"))]
-        let mut executor = GpuExecutor {
+        let executor = GpuExecutor {
             shared,
             plan,
             kv: kv.clone(),
@@ -128,13 +127,15 @@ impl GpuExecutor {
             next: None,
         };
         #[cfg(test)]
-        executor
-            .shared
-            .clone()
-            .context
-            .tampering
-            .damage_executor(&mut executor);
+        let executor = executor.tampered();
         Ok(executor)
+    }
+
+    #[cfg(test)]
+    fn tampered(mut self) -> Self {
+        let shared = self.shared.clone();
+        shared.context.tampering.damage_executor(&mut self);
+        self
     }
 
     #[cfg(test)]

@@ -80,7 +80,8 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use crate::device::GpuChoice;
-    use crate::device::wgpu::context::{Context, GpuFeatures};
+    use crate::device::wgpu::adapter::GpuFeatures;
+    use crate::device::wgpu::context::Context;
     use crate::device::wgpu::testing::gpu;
     use crate::kernels::{Variant, add};
     use std::fs;

@@ -2,8 +2,9 @@
 
 mod stream;
 
+use super::adapter::GpuFeatures;
 use super::buffer::Buffer;
-use super::context::{Context, GpuFeatures, named};
+use super::context::{Context, named};
 use super::select::{self, Choice, FEW_ROWS};
 use crate::device::memory::Purpose;
 use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};

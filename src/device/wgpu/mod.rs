@@ -1,5 +1,6 @@
 //! The GPU device: adapters, weights, and plans lowered to dispatches. The only place that names `wgpu::`.
 
+mod adapter;
 mod buffer;
 mod chain;
 mod compare;
@@ -19,8 +20,9 @@ mod timestamps;
 mod upload;
 mod weights;
 
-pub use context::GpuFeatures;
-pub(crate) use context::{Context as Gpu, adapters};
+pub use adapter::GpuFeatures;
+pub(crate) use adapter::adapters;
+pub(crate) use context::Context as Gpu;
 
 use self::buffer::Buffer;
 use self::context::Context;

@@ -206,6 +206,14 @@ impl Tampering {
     }
 }
 
+impl Context {
+    /// The same with damage.
+    pub(crate) fn tampered(mut self, tampering: Tampering) -> Context {
+        self.tampering = tampering;
+        self
+    }
+}
+
 impl Drop for Edit {
     fn drop(&mut self) {
         let is_idle = *self.was_asked.get_mut() && !*self.was_made.get_mut();

@@ -1,7 +1,8 @@
 //! What the tests of kernels need of a GPU.
 
+use super::adapter::GpuFeatures;
 use super::buffer::Buffer;
-use super::context::{Context, GpuFeatures, named};
+use super::context::{Context, named};
 use crate::device::GpuChoice;
 use crate::device::memory::Purpose;
 use crate::error::Result;

@@ -2,6 +2,7 @@
 
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Executor, Observation, Stepwise};
+use crate::diagnostics::verify::Verified;
 use crate::error::Result;
 use crate::plan::{Batch, Op, Plan};
 use std::ops::Range;
@@ -14,15 +15,11 @@ pub(crate) struct Mixed {
 }
 
 impl Mixed {
-    pub(crate) fn new(
-        plan: Arc<Plan>,
-        executor: Box<dyn Executor>,
-        reference: ReferenceExecutor,
-    ) -> Mixed {
+    pub(crate) fn new(verified: &Verified, executor: Box<dyn Executor>) -> Mixed {
         Mixed {
-            plan,
+            plan: verified.plan.clone(),
             executor,
-            reference,
+            reference: verified.reference(),
         }
     }
 

@@ -8,10 +8,10 @@ mod tests;
 pub use features::{FeatureReport, FeatureTrial, TrialOutcome, find_feature};
 
 use super::relative_error;
-use super::verify::{Phase, Verified};
-use crate::device::reference::ReferenceExecutor;
+use super::verify::{Phase, Verified, VerifyOptions, prompt_tokens, verified};
 use crate::device::{Executor, Rounding};
-use crate::error::Result;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
 use crate::kv_cache::KvType;
 use crate::plan::{Batch, Outputs};
 use mixed::Mixed;
@@ -108,21 +108,27 @@ fn bound(rounding: Rounding, kv: KvType) -> f64 {
     }
 }
 
+/// Searches the first steps that make the answer to the prompt wrong.
+///
+/// # Errors
+/// Those of the device and the tokenizer.
+pub(crate) fn bisect(engine: &Engine, options: &VerifyOptions) -> Result<BisectReport> {
+    let tokens = prompt_tokens(engine, options, 1)?;
+    let (verified, executor) = verified(engine, tokens.len() + 1)?;
+    search(&verified, executor, &tokens)
+}
+
 /// Searches the first steps of a device that make the logits of `tokens` wrong, as one batch and then one more.
-pub(crate) fn bisect(
+fn search(
     verified: &Verified,
     executor: Box<dyn Executor>,
     tokens: &[u32],
 ) -> Result<BisectReport> {
-    let Verified {
-        weights, plan, kv, ..
-    } = verified;
-    let reference = ReferenceExecutor::new(weights.clone(), plan.clone(), kv);
     let mut search = Search {
-        mixed: Mixed::new(plan.clone(), executor, reference),
+        mixed: Mixed::new(verified, executor),
         verified,
         report: BisectReport {
-            bound: bound(verified.rounding, kv.ty),
+            bound: bound(verified.rounding, verified.kv.ty),
             errors: Vec::new(),
             n_runs: 0,
             culprit: None,
@@ -146,22 +152,32 @@ pub(crate) fn bisect(
 }
 
 /// The logits of the last of `tokens`, run as one batch from position 0, with some steps on the reference.
+///
+/// # Errors
+/// Those of the device; [`Error::InvalidArgument`] for tokens or steps that there are not.
 pub(crate) fn logits_with_reference(
-    verified: &Verified,
-    executor: Box<dyn Executor>,
+    engine: &Engine,
     tokens: &[u32],
-    on_reference: &Range<usize>,
+    on_reference: Range<usize>,
 ) -> Result<Vec<f32>> {
-    let Verified {
-        weights, plan, kv, ..
-    } = verified;
-    let reference = ReferenceExecutor::new(weights.clone(), plan.clone(), kv);
+    let plan = engine.plan();
+    engine.check_batch(tokens)?;
+    engine.check_tokens(tokens)?;
+    if on_reference.start > on_reference.end || on_reference.end > plan.steps.len() {
+        let message = format!("{on_reference:?}, the plan has {} steps", plan.steps.len());
+        return Err(Error::InvalidArgument {
+            name: "on_reference",
+            message,
+        });
+    }
+    engine.kv_layout().check_room(0, tokens.len())?;
+    let (verified, executor) = verified(engine, tokens.len())?;
     let batch = Batch {
         tokens,
         position: 0,
         outputs: Outputs::Last,
     };
-    Mixed::new(plan.clone(), executor, reference).run(&batch, on_reference)
+    Mixed::new(&verified, executor).run(&batch, &on_reference)
 }
 
 struct Search<'a> {

@@ -15,7 +15,7 @@ fn search(step: &str, phase: Phase, fault: Fault) -> BisectReport {
         kv,
         rounding: Rounding::default(),
     };
-    bisect(&verified, Box::new(faulty), &TOKENS).unwrap()
+    super::search(&verified, Box::new(faulty), &TOKENS).unwrap()
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A step that is not what the reference says, and how.
 
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
 
@@ -107,6 +108,18 @@ pub struct Divergence {
     pub column: usize,
     /// What was found.
     pub finding: Finding,
+}
+
+impl Divergence {
+    /// Ends an observed run where there is something to say.
+    pub(super) fn end_run(divergence: Option<&Divergence>) -> Result<()> {
+        divergence.map_or(Ok(()), |found| {
+            Err(Error::WrongResult {
+                step: found.step.clone(),
+                message: "verification stops at the first divergence".to_owned(),
+            })
+        })
+    }
 }
 
 impl fmt::Display for Divergence {

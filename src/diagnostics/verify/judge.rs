@@ -18,6 +18,13 @@ pub(crate) struct Verified {
     pub(crate) rounding: Rounding,
 }
 
+impl Verified {
+    /// The reference with an empty cache.
+    pub(crate) fn reference(&self) -> ReferenceExecutor {
+        ReferenceExecutor::new(self.weights.clone(), self.plan.clone(), &self.kv)
+    }
+}
+
 /// What agreed with the reference.
 #[derive(Debug, Default)]
 pub(super) struct Agreed {
@@ -57,11 +64,8 @@ pub(super) struct Judge {
 
 impl Judge {
     pub(super) fn new(verified: &Verified) -> Judge {
-        let Verified {
-            weights, plan, kv, ..
-        } = verified;
         Judge {
-            reference: ReferenceExecutor::new(weights.clone(), plan.clone(), kv),
+            reference: verified.reference(),
             verified: verified.clone(),
             agreed: Agreed::default(),
         }

@@ -7,7 +7,7 @@ use super::depth::Depth;
 use super::divergence::{Divergence, Input, Phase};
 use super::judge::{Agreed, Judge, Verified};
 use crate::device::{Executor, Observation};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels;
 use crate::plan::{Batch, BufferId, Op, Outputs};
 use crate::sampler::random::SplitMix64;
@@ -213,13 +213,7 @@ impl Prober<'_> {
         let mut divergence = None;
         let result = executor.run_steps(batch, part.clone(), &mut |seen: &Observation<'_>| {
             divergence = self.judge.step(batch, phase, seen);
-            match &divergence {
-                None => Ok(()),
-                Some(divergence) => Err(Error::WrongResult {
-                    step: divergence.step.clone(),
-                    message: "verification stops at the first divergence".to_owned(),
-                }),
-            }
+            Divergence::end_run(divergence.as_ref())
         });
         self.report.divergence = divergence;
         match self.report.divergence {

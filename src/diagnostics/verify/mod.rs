@@ -24,13 +24,11 @@ pub use upload::UploadReport;
 #[cfg(test)]
 pub(crate) use upload::check_upload;
 
-use super::bisect::{BisectReport, bisect, logits_with_reference};
 use crate::device::Executor;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use sessions::Sessions;
-use std::ops::Range;
 use std::time::Instant;
 
 /// What is blamed where the device fails.
@@ -126,49 +124,12 @@ impl VerifyReport {
     }
 }
 
-/// Searches the first steps that make the answer to the prompt wrong.
-///
-/// # Errors
-/// Those of the device and the tokenizer.
-pub(crate) fn bisect_engine(engine: &Engine, options: &VerifyOptions) -> Result<BisectReport> {
-    let tokens = prompt_tokens(engine, options, 1)?;
-    let (verified, executor) = verified(engine, tokens.len() + 1)?;
-    bisect(&verified, executor, &tokens)
-}
-
-/// The logits of the last of some tokens with a range of the plan's steps on the reference.
-///
-/// # Errors
-/// Those of the device; [`Error::InvalidArgument`] for tokens or steps that there are not.
-pub(crate) fn engine_logits_with_reference(
-    engine: &Engine,
-    tokens: &[u32],
-    on_reference: Range<usize>,
-) -> Result<Vec<f32>> {
-    let plan = engine.plan();
-    let refused = |name, message| Err(Error::InvalidArgument { name, message });
-    if !(1..=plan.max_rows).contains(&tokens.len()) {
-        let message = format!("{} tokens, expected 1 to {}", tokens.len(), plan.max_rows);
-        return refused("tokens", message);
-    }
-    let vocab_size = engine.spec().vocab_size;
-    if let Some(bad) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
-        return refused(
-            "tokens",
-            format!("token {bad}, expected less than {vocab_size}"),
-        );
-    }
-    if on_reference.start > on_reference.end || on_reference.end > plan.steps.len() {
-        let message = format!("{on_reference:?}, the plan has {} steps", plan.steps.len());
-        return refused("on_reference", message);
-    }
-    engine.kv_layout().check_room(0, tokens.len())?;
-    let (verified, executor) = verified(engine, tokens.len())?;
-    logits_with_reference(&verified, executor, tokens, &on_reference)
-}
-
 /// The prompt's tokens, repeated or cut to the number asked for and to what leaves room for `more`.
-fn prompt_tokens(engine: &Engine, options: &VerifyOptions, more: usize) -> Result<Vec<u32>> {
+pub(super) fn prompt_tokens(
+    engine: &Engine,
+    options: &VerifyOptions,
+    more: usize,
+) -> Result<Vec<u32>> {
     let prompt = engine.tokenizer().encode(&options.prompt, true, false)?;
     let room = engine.context_length().saturating_sub(more);
     let n_prompt = options.prompt_tokens.min(engine.plan().max_rows).min(room);
@@ -192,7 +153,7 @@ fn prompt_tokens(engine: &Engine, options: &VerifyOptions, more: usize) -> Resul
 }
 
 /// What an engine runs with a cache of its own, and who runs it.
-fn verified(engine: &Engine, capacity: usize) -> Result<(Verified, Box<dyn Executor>)> {
+pub(super) fn verified(engine: &Engine, capacity: usize) -> Result<(Verified, Box<dyn Executor>)> {
     let kv = KvLayout {
         capacity,
         ..engine.kv_layout().clone()

@@ -10,7 +10,7 @@ use super::depth::Depth;
 use super::divergence::{Divergence, Finding, Phase};
 use super::judge::{Agreed, Judge, Verified};
 use crate::device::{Executor, Observation};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plan::{Batch, Outputs};
 use std::fmt;
 
@@ -177,13 +177,7 @@ impl StepChecker<'_> {
             } else {
                 self.judge.reference.follow(batch, seen);
             }
-            match &self.report.divergence {
-                None => Ok(()),
-                Some(divergence) => Err(Error::WrongResult {
-                    step: divergence.step.clone(),
-                    message: "verification stops at the first divergence".to_owned(),
-                }),
-            }
+            Divergence::end_run(self.report.divergence.as_ref())
         };
         let result = executor.run(batch, &mut logits, Some(&mut observer));
         if self.report.divergence.is_some() {

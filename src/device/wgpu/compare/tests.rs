@@ -1,7 +1,8 @@
 //! A word, a row or a buffer on the GPU that is damaged on purpose: its weight and row are to be named.
 
 use super::super::GpuBackend;
-use super::super::context::{Context, GpuFeatures};
+use super::super::adapter::GpuFeatures;
+use super::super::context::Context;
 use super::super::testing::gpu;
 use super::{Held, HeldDifference, Pieces, compare};
 use crate::device::{Activations, Backend, GpuChoice};

@@ -105,7 +105,8 @@ impl GpuExecutor {
 #[cfg(test)]
 mod tests {
     use crate::device::wgpu::GpuBackend;
-    use crate::device::wgpu::context::{Context, GpuFeatures};
+    use crate::device::wgpu::adapter::GpuFeatures;
+    use crate::device::wgpu::context::Context;
     use crate::device::wgpu::testing::gpu;
     use crate::device::{Activations, Backend, GpuChoice};
     use crate::gguf::WeightType;
