@@ -52,18 +52,24 @@ pub(crate) struct Tile {
     subgroups: [usize; 2],
     /// Matrices of a subgroup, down and across.
     block: [usize; 2],
-    /// Units of a row that a step takes in.
-    units: usize,
+    /// Units of a row that a step takes in: rows have a multiple of them.
+    pub(crate) units: usize,
     /// Workgroups from which on a large GPU is faster by this tile than by a smaller one.
     pub(crate) enough_workgroups: usize,
 }
 
 impl Tile {
-    /// Every tile of such matrices, the largest first.
-    pub(crate) fn all(matrix: CooperativeMatrix) -> Vec<Tile> {
+    /// Every tile of such matrices for rows of so many units, the largest first.
+    pub(crate) fn all(matrix: CooperativeMatrix, units_per_row: usize) -> Vec<Tile> {
         // A square of this many matrices is as wide as a subgroup has invocations.
         let side = matrix.subgroup_size / matrix.size;
         let half = side.div_ceil(2);
+        // Two units a step halve the barriers, which count where a processor has but one workgroup.
+        let units = if units_per_row.is_multiple_of(2) {
+            2
+        } else {
+            1
+        };
         let tile = |subgroups, block, units, enough_workgroups| Tile {
             matrix,
             subgroups,
@@ -73,9 +79,9 @@ impl Tile {
         };
         let mut tiles = vec![
             tile([2, 2], [2 * side, 2 * side], 1, 133),
-            tile([4, 2], [side, 2 * side], 2, 80),
-            tile([2, 2], [side, side], 2, 100),
-            tile([2, 2], [half, half], 2, 0),
+            tile([4, 2], [side, 2 * side], units, 80),
+            tile([2, 2], [side, side], units, 100),
+            tile([2, 2], [half, half], units, 1),
         ];
         tiles.dedup_by_key(|tile| (tile.subgroups, tile.block, tile.units));
         tiles

@@ -30,7 +30,6 @@ struct Params {
 
 // A step takes in TILE_UNITS units of each row. A thread brings one unit of the weights, or none, and N_VECTORS
 // vectors of src, which are VECTOR_ROWS rows apart: 1, 2 or 4.
-const N_WEIGHT_THREADS = TILE_OUTPUTS * TILE_UNITS;
 const ROW_VECTORS = 4u * TILE_UNITS;
 const VECTOR_ROWS = N_THREADS / ROW_VECTORS;
 const N_VECTORS = TILE_ROWS / VECTOR_ROWS;
@@ -44,6 +43,18 @@ var<workgroup> weight_tile: array<Element, TILE_OUTPUTS * TILE_STRIDE>;
 const STAGE_WIDTH = SUBGROUP_COLUMNS * SIZE;
 const STAGE_ROWS = SUBGROUP_ROWS * SIZE;
 var<workgroup> stage: array<f32, STAGE_ROWS * STAGE_WIDTH>;
+
+// What a thread does in every step.
+struct Task {
+    has_weights: bool,
+    weight_start: u32,      // its first unit
+    put_weight: u32,        // where that goes
+    src_starts: vec4<u32>,  // its first vectors
+    put_src: u32,
+    read_src: u32,          // the tile parts that its subgroup multiplies
+    read_weight: u32,
+    last: u32,              // the first unit of the last step
+}
 
 struct Place {
     thread: u32,
@@ -70,21 +81,23 @@ fn main(
     // Rows behind the last one repeat it, unused.
     let n_units = p.matrix.units_per_row;
     let weight_row = thread % TILE_OUTPUTS;
-    let weight_unit = thread / TILE_OUTPUTS;
-    let weight_start = min(first_j + weight_row, p.matrix.n_rows - 1u) * n_units;
-    let put_weight = weight_row * TILE_STRIDE + weight_unit * 32u / ELEMENT;
+    let weight_unit = thread / TILE_OUTPUTS % TILE_UNITS;
     let src_row = thread / ROW_VECTORS;
     let vector = thread % ROW_VECTORS;
     let src_rows = min(first_row + src_row + vec4(0u, 1u, 2u, 3u) * VECTOR_ROWS, vec4(n_rows - 1u));
-    let src_starts = src_rows * (p.src_stride / 8u) + vector % 4u;
-    let src_unit = vector / 4u;
-    let put_src = src_row * TILE_STRIDE + vector * 8u / ELEMENT;
-
     let subgroup_row = subgroup / SUBGROUP_COLUMNS;
     let subgroup_column = subgroup % SUBGROUP_COLUMNS;
-    let read_src = subgroup_row * SIZE * TILE_STRIDE;
-    let read_weight = subgroup_column * SIZE * TILE_STRIDE;
     let stage_at = subgroup_row * SIZE * STAGE_WIDTH + subgroup_column * SIZE;
+    let task = Task(
+        thread < TILE_OUTPUTS * TILE_UNITS,
+        min(first_j + weight_row, p.matrix.n_rows - 1u) * n_units + weight_unit,
+        weight_row * TILE_STRIDE + weight_unit * 32u / ELEMENT,
+        src_rows * (p.src_stride / 8u) + vector,
+        src_row * TILE_STRIDE + vector * 8u / ELEMENT,
+        subgroup_row * SIZE * TILE_STRIDE,
+        subgroup_column * SIZE * TILE_STRIDE,
+        n_units - TILE_UNITS,
+    );
 
     for (var i = thread; i < STAGE_ROWS * STAGE_WIDTH; i += N_THREADS) {
         stage[i] = 0.0;
@@ -92,34 +105,38 @@ fn main(
     workgroupBarrier();
     clear_sums(stage_at);
 
-    // While one step is multiplied the next is on its way from memory. Units behind the end of a row repeat its
-    // last one, with weights that are zero.
-    let last = n_units - 1u;
-    var vectors = load_vectors(src_starts + min(src_unit, last) * 4u);
-    var header = unit_header(p.matrix.planes, weight_start + min(weight_unit, last));
-    for (var unit = 0u; unit < n_units; unit += TILE_UNITS) {
-        // Decoded while others may still multiply.
-        let is_inside = TILE_UNITS == 1u || unit + weight_unit < n_units;
-        let eight0 = decode8_f16(header, 0u);
-        let eight1 = decode8_f16(header, 1u);
-        let eight2 = decode8_f16(header, 2u);
-        let eight3 = decode8_f16(header, 3u);
-        workgroupBarrier();
-        put_vectors(put_src, vectors);
-        if thread < N_WEIGHT_THREADS {
-            put_eight(put_weight, eight0, is_inside);
-            put_eight(put_weight + 8u / ELEMENT, eight1, is_inside);
-            put_eight(put_weight + 16u / ELEMENT, eight2, is_inside);
-            put_eight(put_weight + 24u / ELEMENT, eight3, is_inside);
+    // Weights come from far: they are on their way for two steps, and src, which others have read, for one.
+    var vectors = load_vectors(task.src_starts);
+    var even = unit_header(p.matrix.planes, task.weight_start);
+    var odd = unit_header(p.matrix.planes, task.weight_start + min(TILE_UNITS, task.last));
+    for (var unit = 0u; unit < n_units; unit += 2u * TILE_UNITS) {
+        advance(unit, &vectors, &even, task);
+        if unit < task.last {
+            advance(unit + TILE_UNITS, &vectors, &odd, task);
         }
-        workgroupBarrier();
-        let next = unit + TILE_UNITS;
-        vectors = load_vectors(src_starts + min(next + src_unit, last) * 4u);
-        header = unit_header(p.matrix.planes, weight_start + min(next + weight_unit, last));
-        multiply(read_src, read_weight);
     }
 
     finish_all(Place(thread, stage_at, first_row, first_j, n_rows));
+}
+
+// Multiplies what was loaded of a step, and loads what comes next: at the end, the last step again.
+fn advance(unit: u32, vectors: ptr<function, Vectors>, header: ptr<function, Header>, task: Task) {
+    let eight0 = decode8_f16(*header, 0u);
+    let eight1 = decode8_f16(*header, 1u);
+    let eight2 = decode8_f16(*header, 2u);
+    let eight3 = decode8_f16(*header, 3u);
+    workgroupBarrier();
+    put_vectors(task.put_src, *vectors);
+    if task.has_weights {
+        put_eight(task.put_weight, eight0);
+        put_eight(task.put_weight + 8u / ELEMENT, eight1);
+        put_eight(task.put_weight + 16u / ELEMENT, eight2);
+        put_eight(task.put_weight + 24u / ELEMENT, eight3);
+    }
+    workgroupBarrier();
+    *vectors = load_vectors(task.src_starts + min(unit + TILE_UNITS, task.last) * 4u);
+    *header = unit_header(p.matrix.planes, task.weight_start + min(unit + 2u * TILE_UNITS, task.last));
+    multiply(task.read_src, task.read_weight);
 }
 
 // Eight halves each of N_VECTORS rows.
@@ -159,9 +176,9 @@ fn put_src8(at: u32, eight: vec4<u32>) {
     put_src4(at + 4u / ELEMENT, vec4<f16>(halves(eight.z), halves(eight.w)));
 }
 
-fn put_eight(at: u32, eight: EightHalves, is_inside: bool) {
-    put_weight4(at, select(vec4<f16>(0.0), eight.low, is_inside));
-    put_weight4(at + 4u / ELEMENT, select(vec4<f16>(0.0), eight.high, is_inside));
+fn put_eight(at: u32, eight: EightHalves) {
+    put_weight4(at, eight.low);
+    put_weight4(at + 4u / ELEMENT, eight.high);
 }
 
 // Stores what there is of the matrix that every subgroup has at a row and a column of its block.

@@ -181,7 +181,8 @@ impl Bench {
                 .map(of)
                 .collect();
         }
-        let tiles = self.choice.tiles(weight, n_out);
+        let units_per_row = params.matrix.units_per_row as usize;
+        let tiles = self.choice.tiles(weight, n_out, units_per_row);
         let chosen = tiles
             .iter()
             .find(|(rows, _)| rows.covers(n_rows))
@@ -195,7 +196,7 @@ impl Bench {
             grid: matmul::grid(&params, n_rows),
         })?;
         let mut all = vec![found("matmul".to_owned(), chosen.is_none(), time)];
-        for tile in self.choice.every_tile() {
+        for tile in self.choice.every_tile(units_per_row) {
             let time = self.time(&Timed {
                 kernel: &matmul_coop::KERNEL,
                 variant: Variant {

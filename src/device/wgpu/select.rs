@@ -70,7 +70,8 @@ fn rounding_of(activations: Activations, info: &DeviceInfo, has_matrices: bool) 
 fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
     let room = context.limits.max_compute_workgroup_storage_size as usize;
     let fits = |&matrix: &CooperativeMatrix| {
-        let mut tiles = Tile::all(matrix).into_iter();
+        // What the tiles need least is the same for rows of any length, or less.
+        let mut tiles = Tile::all(matrix, 2).into_iter();
         tiles.any(|tile| tile.workgroup_bytes() <= room)
     };
     context.cooperative_matrix.filter(fits)
@@ -124,13 +125,18 @@ impl Choice {
         self.matrix.is_some() && Rounding::fits_f16(weight)
     }
 
-    /// The tiles for a product of many rows with `n_out` rows of weights, each with the rows that it is
-    /// for; none where the product is not one for cooperative matrices.
-    pub(super) fn tiles(&self, weight: WeightType, n_out: usize) -> Vec<(Rows, Tile)> {
+    /// The tiles for a product of many rows with `n_out` rows of weights of `units_per_row` units, each
+    /// with the rows that it is for; none where the product is not one for cooperative matrices.
+    pub(super) fn tiles(
+        &self,
+        weight: WeightType,
+        n_out: usize,
+        units_per_row: usize,
+    ) -> Vec<(Rows, Tile)> {
         let Some(matrix) = self.matrix.filter(|_| self.is_cooperative(weight)) else {
             return Vec::new();
         };
-        let tiles = self.tiles_that_fit(matrix);
+        let tiles = self.tiles_that_fit(matrix, units_per_row);
         let mut found = Vec::new();
         let mut end = usize::MAX;
         for (index, tile) in tiles.iter().enumerate() {
@@ -151,15 +157,16 @@ impl Choice {
     }
 
     /// The tiles that there is room for, the largest first.
-    fn tiles_that_fit(&self, matrix: CooperativeMatrix) -> Vec<Tile> {
+    fn tiles_that_fit(&self, matrix: CooperativeMatrix, units_per_row: usize) -> Vec<Tile> {
         let fits = |tile: &Tile| tile.workgroup_bytes() <= self.workgroup_bytes;
-        Tile::all(matrix).into_iter().filter(fits).collect()
+        let tiles = Tile::all(matrix, units_per_row);
+        tiles.into_iter().filter(fits).collect()
     }
 
-    /// Every tile that products of many rows can use.
-    pub(super) fn every_tile(&self) -> Vec<Tile> {
-        self.matrix
-            .map_or(Vec::new(), |matrix| self.tiles_that_fit(matrix))
+    /// Every tile that a product of many rows can use.
+    pub(super) fn every_tile(&self, units_per_row: usize) -> Vec<Tile> {
+        let tiles = |matrix| self.tiles_that_fit(matrix, units_per_row);
+        self.matrix.map_or(Vec::new(), tiles)
     }
 }
 
@@ -185,7 +192,7 @@ mod tests {
     #[test]
     fn each_number_of_rows_has_one_kernel() {
         for n_out in [1, 64, 576, 4096, 14336, 151_936] {
-            let tiles = h200().tiles(WeightType::Q4_0, n_out);
+            let tiles = h200().tiles(WeightType::Q4_0, n_out, 127);
             for n_rows in 1..=2049 {
                 let covers = |rows: &Rows| usize::from(rows.covers(n_rows));
                 assert_eq!(covers(&Rows::FEW) + covers(&Rows::MANY), 1, "{n_rows} rows");
@@ -229,9 +236,9 @@ mod tests {
 
     #[test]
     fn tiles_are_large_where_that_leaves_enough_of_them() {
-        let all = Tile::all(h200().matrix.unwrap());
+        let all = Tile::all(h200().matrix.unwrap(), 128);
         let index = |n_out, n_rows| {
-            let tiles = h200().tiles(WeightType::Q4_0, n_out);
+            let tiles = h200().tiles(WeightType::Q4_0, n_out, 128);
             let (_, found) = tiles.iter().find(|(rows, _)| rows.covers(n_rows)).unwrap();
             all.iter().position(|tile| tile == found).unwrap()
         };
@@ -262,14 +269,14 @@ mod tests {
 
     #[test]
     fn tiles_are_left_out_where_the_adapter_or_the_weights_do_not_allow_them() {
-        assert!(h200().tiles(WeightType::F32, 4096).is_empty());
-        assert!(h200().tiles(WeightType::BF16, 4096).is_empty());
+        assert!(h200().tiles(WeightType::F32, 4096, 128).is_empty());
+        assert!(h200().tiles(WeightType::BF16, 4096, 128).is_empty());
         let without = Choice {
             matrix: None,
             ..h200()
         };
-        assert!(without.tiles(WeightType::Q4_0, 4096).is_empty());
-        let largest = Tile::all(h200().matrix.unwrap())
+        assert!(without.tiles(WeightType::Q4_0, 4096, 128).is_empty());
+        let largest = Tile::all(h200().matrix.unwrap(), 128)
             .iter()
             .map(Tile::workgroup_bytes)
             .max()
@@ -279,7 +286,7 @@ mod tests {
                 workgroup_bytes,
                 ..h200()
             };
-            choice.tiles(WeightType::Q4_0, 4096).len()
+            choice.tiles(WeightType::Q4_0, 4096, 128).len()
         };
         assert_eq!(with_memory(largest - 1), 3);
         assert_eq!(with_memory(largest), 4);

@@ -165,8 +165,16 @@ fn matrices() -> impl Iterator<Item = CooperativeMatrix> {
         })
 }
 
+/// The tiles of such matrices, for rows of an odd and of an even number of units.
+pub(crate) fn tiles_of(matrix: CooperativeMatrix) -> Vec<Tile> {
+    let mut tiles = Tile::all(matrix, 1);
+    let even = Tile::all(matrix, 2);
+    tiles.extend(even.into_iter().filter(|tile| tile.units == 2));
+    tiles
+}
+
 fn tiles() -> impl Iterator<Item = Option<Tile>> {
-    matrices().flat_map(|matrix| Tile::all(matrix).into_iter().map(Some))
+    matrices().flat_map(|matrix| tiles_of(matrix).into_iter().map(Some))
 }
 
 fn attention_tiles() -> impl Iterator<Item = AttentionTile> {

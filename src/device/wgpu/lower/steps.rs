@@ -524,7 +524,10 @@ impl<'a> Lowering<'a> {
             };
             if let Some(f16_rows) = &self.buffers.f16_rows {
                 let storage = storage(&f16_rows.each_ref().map(whole));
-                let tiles = self.choice.tiles(shard.shard.ty, shard.shard.n_rows);
+                let units_per_row = matrix.units_per_row as usize;
+                let tiles = self
+                    .choice
+                    .tiles(shard.shard.ty, shard.shard.n_rows, units_per_row);
                 drafts.extend(tiles.into_iter().map(|(rows, tile)| {
                     let kernel = &matmul_coop::KERNEL;
                     let grid = move |params: &_, n_rows| matmul_coop::grid(tile, params, n_rows);

@@ -74,7 +74,12 @@ fn mistakes_in_the_kernels_are_found() {
         (&MATMUL, "weight2, src3)", "weight2, src2)"),
         (&MATMUL, "= residual[row", "= residual[0u"),
     ]);
-    for product in &cooperative {
+    let from_vectors = context.cooperative_matrix.map(|matrix| matrix.from_vectors);
+    let is_native = |product: &&Product| match product.src {
+        Src::F16(tile) => Some(tile.matrix.from_vectors) == from_vectors,
+        Src::F32 | Src::Int8 => false,
+    };
+    for product in cooperative.iter().filter(is_native) {
         mistakes.extend([
             (
                 product,
@@ -88,11 +93,7 @@ fn mistakes_in_the_kernels_are_found() {
             ),
             (product, "row < place.n_rows", "row <= place.n_rows"),
             (product, "row < place.n_rows", "row + 1u < place.n_rows"),
-            (
-                product,
-                "; unit < n_units;",
-                "; unit + TILE_UNITS < n_units;",
-            ),
+            (product, "unit < task.last", "unit + TILE_UNITS < task.last"),
             (product, " * scales[row]", ""),
             (product, "= bias[column]", "= bias[output + 1u]"),
             (product, "= residual[row", "= residual[0u"),
@@ -104,15 +105,19 @@ fn mistakes_in_the_kernels_are_found() {
             ),
             (
                 product,
-                "vectors.row1 = src[at.y",
-                "vectors.row1 = src[at.x",
+                "vectors.row0 = src[at.x]",
+                "vectors.row0 = src[at.w]",
             ),
-            (product, "unit += TILE_UNITS", "unit += TILE_UNITS + 1u"),
-            (product, "min(next + weight_unit,", "min(weight_unit,"),
             (
                 product,
-                "decode8_f16(header, 3u)",
-                "decode8_f16(header, 2u)",
+                "unit += 2u * TILE_UNITS",
+                "unit += 3u * TILE_UNITS",
+            ),
+            (product, "min(unit + TILE_UNITS, task.last)", "unit"),
+            (
+                product,
+                "decode8_f16(*header, 3u)",
+                "decode8_f16(*header, 2u)",
             ),
         ]);
     }
