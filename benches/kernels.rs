@@ -1,8 +1,8 @@
 //! Products with weight matrices: `cargo bench --bench kernels -- [types | shapes] [TYPE]`.
 //!
-//! `types`: every weight type, 14336x4096, one row and 512 rows, by the kernel that a session runs: what is
-//! wanted, and whether it is reached. `shapes`: the matrices of three models, 512 rows, in Q4_0 or
-//! TYPE, by every kernel; `*` marks a session's. Without a word both.
+//! `types`: every weight type, 14336x4096. `shapes`: the matrices of three models, in Q4_0 or TYPE. Without a word
+//! both. One row and 512 rows, by every kernel, and few rows by teams of every size; `*` marks what a session runs,
+//! and of the types says what is wanted of it and whether it is reached.
 
 use trueshot::GpuChoice;
 use trueshot::gguf::WeightType;
@@ -62,23 +62,25 @@ fn main() -> trueshot::Result<()> {
         }
     }
     if both || has("shapes") {
-        for [n_out, n_cols] in SHAPES {
+        for ([n_out, n_cols], n_rows) in SHAPES
+            .into_iter()
+            .flat_map(|shape| [(shape, 1), (shape, 512)])
+        {
             let product = Product {
                 weight: types.first().copied().unwrap_or(WeightType::Q4_0),
-                n_rows: 512,
+                n_rows,
                 n_out,
                 n_cols,
             };
             for found in bench.product(&product)? {
-                let mark = if found.is_chosen { '*' } else { ' ' };
-                println!("{mark} {}", line(&product, &found));
+                println!("{}", line(&product, &found));
             }
         }
     }
     Ok(())
 }
 
-/// A line for one row and one for 512 rows.
+/// Lines for one row and for 512 rows.
 fn judge(bench: &Bench, weight: WeightType, bandwidth: f64) -> trueshot::Result<()> {
     for n_rows in [1, 512] {
         let product = Product {
@@ -89,6 +91,7 @@ fn judge(bench: &Bench, weight: WeightType, bandwidth: f64) -> trueshot::Result<
         };
         for found in bench.product(&product)? {
             if !found.is_chosen {
+                println!("{}", line(&product, &found));
                 continue;
             }
             let (holds, wanted) = if n_rows == 1 {
@@ -126,8 +129,9 @@ fn line(product: &Product, found: &Measurement) -> String {
         n_out,
         n_cols,
     } = product;
+    let mark = if found.is_chosen { '*' } else { ' ' };
     format!(
-        "{:<20} {:<5} {n_rows:>3} x {n_out:>5} x {n_cols:>5}: {:>8.1} us {:>5.0} GB/s {:>6.1} TFLOP/s",
+        "{mark} {:<20} {:<7} {n_rows:>3} x {n_out:>5} x {n_cols:>5}: {:>8.1} us {:>5.0} GB/s {:>6.1} TFLOP/s",
         found.kernel,
         format!("{weight:?}"),
         found.time.as_secs_f64() * 1e6,

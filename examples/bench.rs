@@ -14,8 +14,9 @@ bench: tokens a second, one line a test
 
 usage: cargo run --release --example bench -- [OPTIONS]
 
-  --pp N             run a prompt of N tokens from an empty cache [512]; 0 leaves it out
+  --pp N             run a prompt of N tokens [512]; 0 leaves it out
   --tg N             generate and run N tokens [128]; 0 leaves it out
+  --depth N          both behind N tokens, which are not counted [0]
   --sampled          choose them as the options say; without it each is the most probable one
   --repeat N         runs of each test, after one that does not count [5]
   --json             an object a line
@@ -26,12 +27,13 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result {
-    let (mut pp, mut tg, mut repeat) = (512, 128, 5);
+    let (mut pp, mut tg, mut depth, mut repeat) = (512, 128, 0, 5);
     let (mut sampled, mut json) = (false, false);
     let mut options = options::Options::parse(ABOUT, |name, parser| {
         match name {
             "pp" => pp = options::value(name, parser)?,
             "tg" => tg = options::value(name, parser)?,
+            "depth" => depth = options::value(name, parser)?,
             "repeat" => repeat = options::value(name, parser)?,
             "sampled" => sampled = true,
             "json" => json = true,
@@ -42,7 +44,7 @@ fn bench() -> Result {
     if repeat == 0 {
         return Err("`--repeat 0`: expected at least 1".into());
     }
-    options.context = options.context.or(Some(pp.max(tg + 2)));
+    options.context = options.context.or(Some(depth + pp.max(tg + 2)));
     if !sampled {
         options.generate.sampling = SamplingOptions::greedy();
     }
@@ -60,20 +62,29 @@ fn bench() -> Result {
     let engine = options.build(gguf)?;
     let mut session = engine.session()?;
 
+    let behind = prompt(&session, depth);
+    if depth > 0 {
+        session.eval(&behind)?;
+    }
     let tests: [(&str, usize, Run); 2] = [("pp", pp, run_prompt), ("tg", tg, run_generation)];
     for (kind, n_tokens, run) in tests {
         if n_tokens == 0 {
             continue;
         }
-        run(&mut session, n_tokens, &options.generate)?;
-        let times = (0..repeat)
-            .map(|_| run(&mut session, n_tokens, &options.generate))
-            .collect::<Result<Vec<_>>>()?;
+        let mut run = || {
+            session.rewind(depth)?;
+            run(&mut session, n_tokens, &options.generate)
+        };
+        run()?;
+        let times = (0..repeat).map(|_| run()).collect::<Result<Vec<_>>>()?;
         let line = Line {
             model: &model,
             weight_type,
             kv,
-            test: format!("{kind}{n_tokens}"),
+            test: match depth {
+                0 => format!("{kind}{n_tokens}"),
+                _ => format!("{kind}{n_tokens} @ {depth}"),
+            },
             engine: &engine,
             speeds: Speeds::new(n_tokens, &times),
         };
@@ -86,12 +97,16 @@ fn bench() -> Result {
 /// Runs that many tokens and says how long they took.
 type Run = fn(&mut Session, usize, &GenerateOptions) -> Result<Duration>;
 
-fn run_prompt(session: &mut Session, n_tokens: usize, _: &GenerateOptions) -> Result<Duration> {
+/// Tokens from all over the vocabulary.
+fn prompt(session: &Session, n_tokens: usize) -> Vec<u32> {
     let vocab_size = session.engine().tokenizer().vocab_size();
-    let tokens: Vec<u32> = (0..n_tokens)
+    (0..n_tokens)
         .map(|i| (i * 7919 % vocab_size) as u32)
-        .collect();
-    session.rewind(0)?;
+        .collect()
+}
+
+fn run_prompt(session: &mut Session, n_tokens: usize, _: &GenerateOptions) -> Result<Duration> {
+    let tokens = prompt(session, n_tokens);
     let started = Instant::now();
     session.eval(&tokens)?;
     Ok(started.elapsed())
@@ -109,7 +124,6 @@ fn run_generation(
         ignore_eos: true,
         ..options.clone()
     };
-    session.rewind(0)?;
     session.eval(&[first])?;
     let started = Instant::now();
     session.generate("", &options)?.complete()?;

@@ -231,6 +231,7 @@ impl Kernel {
         if self.uses.is_whole {
             return self.wgsl.to_owned();
         }
+        let is_quantised = variant.weight.is_quantised();
         let mut source = String::new();
         if self.uses.f16 {
             source += "enable f16;\n";
@@ -246,7 +247,6 @@ impl Kernel {
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");
             source += repack::decoder(variant.weight);
-            let is_quantised = variant.weight.block_len() > 1;
             if is_quantised {
                 source += include_str!("common/decode8.wgsl");
             }
@@ -277,9 +277,11 @@ impl Kernel {
                 Src::Int8 => include_str!("common/src_int8.wgsl"),
                 Src::Norm => include_str!("common/src_norm.wgsl"),
             };
-            if variant.src != Src::F32 {
-                source += include_str!("common/dot_int8.wgsl");
-            }
+            source += match variant.src {
+                Src::F32 if is_quantised => include_str!("common/multiply_units.wgsl"),
+                Src::F32 => include_str!("common/multiply_eights.wgsl"),
+                Src::Int8 | Src::Norm => include_str!("common/dot_int8.wgsl"),
+            };
             if variant.src == Src::Norm {
                 let first = 2 + self.bindings.len();
                 source += &format!(

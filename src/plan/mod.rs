@@ -271,7 +271,7 @@ impl Plan {
             if let Op::MatMul {
                 weight, int8_rows, ..
             } = &mut step.op
-                && weights.get(*weight).ty.block_len() > 1
+                && weights.get(*weight).ty.is_quantised()
             {
                 *int8_rows = max_rows;
             }

@@ -10,7 +10,7 @@ use crate::device::memory::Purpose;
 use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};
 use crate::error::Result;
 use crate::gguf::WeightType;
-use crate::kernels::repack::Shard;
+use crate::kernels::repack::{Matrix, Shard, TEAM_SIZES};
 use crate::kernels::{BatchParams, Kernel, Src, Variant, matmul, matmul_coop, matvec, row_stride};
 use crate::kv_cache::KvType;
 use std::time::{Duration, Instant};
@@ -98,7 +98,7 @@ impl Bench {
         &self.context.info
     }
 
-    /// Every kernel that can compute the product: few rows by `matvec`.
+    /// Every kernel that can compute the product: few rows by `matvec`, with teams of every size.
     ///
     /// # Errors
     /// Those of the device.
@@ -146,38 +146,49 @@ impl Bench {
             is_chosen,
         };
         if n_rows <= FEW_ROWS {
-            let takes_int8 = weight.block_len() > 1;
+            let takes_int8 = weight.is_quantised();
             let chosen = match takes_int8 && self.rounding.int8_rows >= n_rows {
                 true => Src::Int8,
                 false => Src::F32,
             };
             // Int8 activations are any numbers too.
             let sources = [Src::F32, Src::Int8].into_iter();
-            let of = |of_src: Src| {
+            let of = |(of_src, team_size): (Src, u32)| {
                 let params = matvec::Params {
-                    matrix: params.matrix,
+                    matrix: Matrix {
+                        team_size,
+                        ..params.matrix
+                    },
                     src_stride: params.src_stride,
                     dst_stride: params.dst_stride,
-                    n_pairs: matvec::n_pairs(params.matrix.team_size, of_src),
+                    n_pairs: matvec::n_pairs(team_size, of_src),
                     has_bias: 0,
                     has_residual: 0,
                     padding: [0; 3],
                 };
+                let bytes = bytemuck::bytes_of(&params);
                 let time = self.time(&Timed {
                     kernel: &matvec::KERNEL,
                     variant: Variant {
                         src: of_src,
+                        constants: self.choice.constants(bytes),
                         ..variant
                     },
                     n_rows,
-                    params: bytemuck::bytes_of(&params),
+                    params: bytes,
                     storages: storages(&weights, &[&src], &dst),
                     grid: matvec::grid(&params, n_rows),
                 })?;
-                Ok(found(format!("matvec {of_src:?}"), of_src == chosen, time))
+                let is_chosen = of_src == chosen && team_size == shard.matrix().team_size;
+                Ok(found(
+                    format!("matvec {of_src:?}/{team_size}"),
+                    is_chosen,
+                    time,
+                ))
             };
             return sources
                 .filter(|s| takes_int8 || *s == Src::F32)
+                .flat_map(|of_src| TEAM_SIZES.map(|size| (of_src, size)))
                 .map(of)
                 .collect();
         }

@@ -4,7 +4,7 @@ use super::context::Context;
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
-use crate::kernels::{Variant, attention_coop};
+use crate::kernels::{Constants, Variant, attention_coop};
 use crate::kv_cache::KvType;
 use std::ops::RangeInclusive;
 
@@ -86,9 +86,8 @@ pub(super) struct Choice {
     pub(super) matrix: Option<CooperativeMatrix>,
     /// Bytes of workgroup memory that there are.
     workgroup_bytes: usize,
-    /// Whether the parameters of kernels of few rows become part of their text. A software adapter would only
-    /// have more to compile.
-    pub(super) inlines_params: bool,
+    /// Whether the parameters of kernels of few rows become part of their text.
+    inlines_params: bool,
     /// Whether kernels compute several steps, and write results in the form that the next step takes.
     pub(super) fuses: bool,
 }
@@ -113,6 +112,14 @@ impl Choice {
             subgroups: self.subgroups,
             ..Variant::PLAIN
         }
+    }
+
+    /// What a kernel of few rows has in its text for its parameters: such a kernel waits for memory and for little
+    /// else. A software adapter would only have more to compile.
+    pub(super) fn constants(&self, params: &[u8]) -> Option<Constants> {
+        self.inlines_params
+            .then(|| Constants::new(params))
+            .flatten()
     }
 
     /// The tile for attention of many rows in heads of a width, where cooperative matrices do it.

@@ -77,6 +77,11 @@ impl WeightType {
         TensorType::from(self).block_len()
     }
 
+    /// Whether a block is of several elements, integers that share a scale; else they are floats.
+    pub fn is_quantised(self) -> bool {
+        self.block_len() > 1
+    }
+
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
         TensorType::from(self).block_bytes()

@@ -16,6 +16,9 @@ const UNIT: usize = ROW_ALIGNMENT;
 /// Planes are multiples of this: 16 bytes.
 const PLANE_BITS: usize = 128;
 
+/// What [`Matrix::team_size`] may be.
+pub(crate) const TEAM_SIZES: [u32; 4] = [8, 16, 32, 64];
+
 /// `Matrix` of `common/matrix.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -261,10 +264,9 @@ pub(super) mod tests {
     #[test]
     fn repacking_in_parts_gives_what_repacking_at_once_gives() {
         for ty in WeightType::ALL {
-            let n_cols = if ty.block_len() == 1 {
-                33
-            } else {
-                ty.block_len() * 3
+            let n_cols = match ty.is_quantised() {
+                true => ty.block_len() * 3,
+                false => 33,
             };
             let shard = Shard {
                 ty,

@@ -57,7 +57,7 @@ const MATVEC_INT8: Product = Product {
 
 impl Product {
     fn takes(&self, ty: WeightType) -> bool {
-        self.src != Src::Int8 || ty.block_len() > 1
+        self.src != Src::Int8 || ty.is_quantised()
     }
 
     fn few_src(&self) -> kernels::Src {

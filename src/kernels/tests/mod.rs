@@ -88,7 +88,7 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         variants = WeightType::ALL.into_iter().map(of_type).collect();
     }
     if kernel.uses.matvec {
-        let quantised = variants.iter().filter(|v| v.weight.block_len() > 1);
+        let quantised = variants.iter().filter(|v| v.weight.is_quantised());
         // Kernels with a residual have none of what a norm needs.
         let sources = match kernel.uses.output {
             true => vec![Src::Int8],

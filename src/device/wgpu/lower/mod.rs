@@ -15,7 +15,7 @@ use super::pipelines::Pipeline;
 use super::select::{Choice, FEW_ROWS, Rows};
 use crate::device::memory::Purpose;
 use crate::error::Result;
-use crate::kernels::{self, Constants, Kernel, Variant, row_stride};
+use crate::kernels::{self, Kernel, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
 use crate::plan::{BufferId, Extent, Op, Plan, Step};
@@ -203,17 +203,12 @@ impl Rounded {
 }
 
 impl Draft<'_> {
-    /// The same for batches of few rows, whose parameters become part of the text on real GPUs: a
-    /// kernel of few rows waits for memory and for little else.
+    /// The same for batches of few rows.
     fn for_few(self, choice: &Choice) -> Self {
-        let constants = choice
-            .inlines_params
-            .then(|| Constants::new(&self.params))
-            .flatten();
         Draft {
             rows: Rows::FEW,
             variant: Variant {
-                constants,
+                constants: choice.constants(&self.params),
                 ..self.variant
             },
             ..self
