@@ -1,12 +1,13 @@
 //! Everything that can go wrong, cut by what the caller can do about it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of this crate. The text names the thing at fault, with what was found and what was expected.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
@@ -15,7 +16,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// The bytes are not a sound GGUF file: damaged, truncated or not GGUF at all.
     #[error("damaged GGUF file, at byte {offset}: {message}")]

@@ -120,8 +120,8 @@ pub struct Generation<'a> {
     repetition: Repetition,
     options: GenerateOptions,
     stats: GenerateStats,
-    finish_reason: Option<FinishReason>,
-    failed: bool,
+    /// Why it ended, or the error that ended it; `None` while it goes on.
+    end: Option<Result<FinishReason>>,
 }
 
 /// Positions of tokens that the device chooses ahead.
@@ -169,7 +169,6 @@ impl<'a> Generation<'a> {
             Sentinels::Every(_) => Repetition::new(session.tokens()),
         };
         let options = options.clone();
-        let (finish_reason, failed) = (None, false);
         Ok(Generation {
             session,
             sampler,
@@ -179,14 +178,13 @@ impl<'a> Generation<'a> {
             repetition,
             options,
             stats,
-            finish_reason,
-            failed,
+            end: None,
         })
     }
 
-    /// Why the answer ended; `None` while it goes on.
+    /// Why the answer ended; `None` while it goes on, and where it failed.
     pub fn finish_reason(&self) -> Option<&FinishReason> {
-        self.finish_reason.as_ref()
+        self.end.as_ref()?.as_ref().ok()
     }
 
     /// Counts and times so far.
@@ -210,16 +208,19 @@ impl<'a> Generation<'a> {
     /// The rest of the answer.
     ///
     /// # Errors
-    /// The first error of a step: [`Error::WrongResult`], also for an answer that repeats one token 16
-    /// times from its start from the same logits, or those of the device.
+    /// The first error of a step, also where it was given as a piece before: [`Error::WrongResult`], also for
+    /// an answer that repeats one token 16 times from its start from the same logits, or those of the device.
     pub fn complete(mut self) -> Result<Completion> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
-        for piece in &mut self {
-            let piece = piece?;
-            text += &piece.text;
-            tokens.extend(piece.token);
-        }
-        let finish_reason = self.finish_reason.unwrap_or(FinishReason::EndOfGeneration);
+        let finish_reason = loop {
+            if let Some(end) = self.end.take() {
+                break end?;
+            }
+            if let Some(piece) = self.next().transpose()? {
+                text += &piece.text;
+                tokens.extend(piece.token);
+            }
+        };
         Ok(Completion {
             text,
             tokens,
@@ -253,7 +254,8 @@ impl<'a> Generation<'a> {
         let text = self.decoder.push(token)?;
         let outcome = self.stop.push(&text);
         if let Some(index) = outcome.stop {
-            self.finish_reason = Some(FinishReason::Stop(self.options.stop[index].clone()));
+            let stop = self.options.stop[index].clone();
+            self.end = Some(Ok(FinishReason::Stop(stop)));
         }
         Ok(Some(Piece {
             token: Some(token),
@@ -295,7 +297,7 @@ impl<'a> Generation<'a> {
             ),
             None => (outcome.text + &self.stop.finish(), reason),
         };
-        self.finish_reason = Some(reason);
+        self.end = Some(Ok(reason));
         (!text.is_empty()).then_some(Piece { token: None, text })
     }
 }
@@ -304,13 +306,15 @@ impl Iterator for Generation<'_> {
     type Item = Result<Piece>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.finish_reason.is_some() {
+        if self.end.is_some() {
             return None;
         }
         let started = Instant::now();
         let result = self.step();
         self.stats.generate_time += started.elapsed();
-        self.failed = result.is_err();
+        if let Err(error) = &result {
+            self.end = Some(Err(error.clone()));
+        }
         result.transpose()
     }
 }

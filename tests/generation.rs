@@ -340,3 +340,30 @@ fn logits_that_cannot_be_right_end_an_answer_with_an_error() {
         }
     }
 }
+
+#[test]
+fn completing_an_answer_that_has_failed_gives_its_error_again() {
+    for device in devices() {
+        let builder = Engine::builder_from(spoilt(f32::NAN)).device(device.clone());
+        let engine = builder.build().unwrap();
+        let mut session = engine.session().unwrap();
+        for take_text in [false, true] {
+            session.rewind(0).unwrap();
+            session.eval(&[3]).unwrap();
+            let options = GenerateOptions {
+                ignore_eos: true,
+                ..greedy(20)
+            };
+            let mut generation = session.generate("", &options).unwrap();
+            let first = generation.find_map(Result::err).unwrap();
+            assert!(matches!(first, Error::WrongResult { .. }), "{first}");
+            assert_eq!(generation.finish_reason(), None);
+            let again = match take_text {
+                true => generation.text().err(),
+                false => generation.complete().err(),
+            };
+            let again = again.map(|error| format!("{error:?}"));
+            assert_eq!(again, Some(format!("{first:?}")), "{device}");
+        }
+    }
+}

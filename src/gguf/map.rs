@@ -19,9 +19,9 @@ impl FileBytes {
     /// Maps a file for reading.
     #[expect(unsafe_code, reason = "a map of a file cannot be made in safe Rust")]
     pub(super) fn map(path: &Path) -> Result<FileBytes> {
-        let io_error = |source| Error::Io {
+        let io_error = |source: std::io::Error| Error::Io {
             path: path.to_owned(),
-            source,
+            source: source.into(),
         };
         let file = File::open(path).map_err(io_error)?;
         // SAFETY: the map is read-only and only ever seen as plain bytes, so every content is valid.

@@ -188,7 +188,7 @@ impl Writer {
         let path = path.as_ref();
         std::fs::write(path, self.to_bytes()?).map_err(|source| Error::Io {
             path: path.to_owned(),
-            source,
+            source: source.into(),
         })
     }
 }

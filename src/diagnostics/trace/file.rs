@@ -87,7 +87,7 @@ impl Trace {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
             path: path.to_owned(),
-            source,
+            source: source.into(),
         })?;
         Trace::from_json(&text).map_err(|error| match error {
             Error::InvalidArgument { name, message } => Error::InvalidArgument {
