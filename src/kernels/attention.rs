@@ -34,6 +34,14 @@ pub(crate) struct Shape {
     pub(crate) window: Option<usize>,
 }
 
+impl Shape {
+    /// The window as kernels have it, which no cache fills where there is none.
+    pub(crate) fn window_or_max(&self) -> u32 {
+        let window = self.window.and_then(|window| u32::try_from(window).ok());
+        window.unwrap_or(u32::MAX)
+    }
+}
+
 impl Params {
     pub(crate) fn new(shape: &Shape) -> Params {
         Params {
@@ -42,10 +50,7 @@ impl Params {
             head_dim: shape.head_dim as u32,
             stride: row_stride(shape.n_head * shape.head_dim) as u32,
             scale: shape.scale,
-            window: shape
-                .window
-                .and_then(|window| u32::try_from(window).ok())
-                .unwrap_or(u32::MAX),
+            window: shape.window_or_max(),
             padding: [0; 2],
         }
     }

@@ -32,10 +32,7 @@ impl Params {
             stride: row_stride(shape.n_head * shape.head_dim) as u32,
             n_splits: n_splits as u32,
             scale: shape.scale,
-            window: shape
-                .window
-                .and_then(|window| u32::try_from(window).ok())
-                .unwrap_or(u32::MAX),
+            window: shape.window_or_max(),
             has_int8: has_int8.into(),
             padding: 0,
         }
@@ -166,16 +163,20 @@ const ENOUGH_WORKGROUPS: usize = 512;
 /// Splits of heads of 128 whose merging loads them all at once.
 const MOST_SPLITS: usize = 64;
 
-/// The most keys that a row sees where [`Heads::whole`] is faster than splits.
+/// The most positions in a row's past, its own included, where [`Heads::whole`] is faster than splits;
+/// `usize::MAX` where the window is short enough for any.
 pub(crate) fn most_whole(shape: &Shape) -> usize {
-    MOST_WHOLE_TILES * Heads::whole(shape).tile()
+    let most = MOST_WHOLE_TILES * Heads::whole(shape).tile();
+    match shape.window {
+        Some(window) if window <= most => usize::MAX,
+        _ => most,
+    }
 }
 
-/// Splits of the keys for rows that see at most `n_visible` of them. It is 1, where [`Heads::whole`] is
-/// faster, or a number that depends on the heads alone, so that parameters and bindings of both can be
-/// made before.
-pub(crate) fn splits(shape: &Shape, n_visible: usize) -> usize {
-    if n_visible <= most_whole(shape) {
+/// Splits of the keys for rows behind [`most_whole`]; 1 where there are none such. It depends on the heads and
+/// the window alone, so that parameters and bindings can be made before.
+pub(crate) fn splits(shape: &Shape) -> usize {
+    if most_whole(shape) == usize::MAX {
         return 1;
     }
     let heads = Heads::shared(shape);
@@ -218,13 +219,24 @@ mod tests {
             (shape(9, 3, 64), 768, 64),
             (shape(128, 32, 64), 768, 16),
         ] {
-            for n_visible in [1, most_whole] {
-                assert_eq!(splits(&shape, n_visible), 1, "{n_visible}");
-            }
-            for n_visible in [most_whole + 1, 100_000] {
-                assert_eq!(splits(&shape, n_visible), n_splits, "{n_visible}");
-            }
+            assert_eq!(super::most_whole(&shape), most_whole);
+            assert_eq!(splits(&shape), n_splits);
         }
+    }
+
+    #[test]
+    fn windows_are_split_where_they_are_longer_than_what_is_faster_whole() {
+        let of_window = |window| {
+            let shape = Shape {
+                window: Some(window),
+                ..shape(9, 3, 64)
+            };
+            (most_whole(&shape), splits(&shape))
+        };
+        assert_eq!(of_window(1), (usize::MAX, 1));
+        assert_eq!(of_window(768), (usize::MAX, 1));
+        assert_eq!(of_window(769), (768, 64));
+        assert_eq!(of_window(usize::MAX), (768, 64));
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl SessionBuffers {
             _ => None,
         });
         let partials = partials.map(|shape| {
-            let splits = attention_few::splits(&shape, usize::MAX);
+            let splits = attention_few::splits(&shape);
             let params = attention_few::Params::new(&shape, splits, false);
             attention_few::partials_len(&params, Heads::shared(&shape), FEW_ROWS)
         });

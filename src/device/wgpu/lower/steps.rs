@@ -213,10 +213,8 @@ impl<'a> Lowering<'a> {
             };
             draft.for_few(self.choice)
         };
-        let most_whole = match shape.window {
-            Some(window) if window <= attention_few::most_whole(&shape) => usize::MAX,
-            _ => attention_few::most_whole(&shape),
-        };
+        let most_whole = attention_few::most_whole(&shape);
+        let n_splits = attention_few::splits(&shape);
         let mut drafts = vec![
             many.unwrap_or(Draft {
                 rows: Rows::MANY,
@@ -224,9 +222,8 @@ impl<'a> Lowering<'a> {
             }),
             few(Heads::whole(&shape), 1, 0..=most_whole),
         ];
-        if most_whole < usize::MAX {
+        if n_splits > 1 {
             let visible = most_whole + 1..=usize::MAX;
-            let n_splits = attention_few::splits(&shape, usize::MAX);
             let split = few(Heads::shared(&shape), n_splits, visible.clone());
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding];
