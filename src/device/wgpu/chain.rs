@@ -4,6 +4,7 @@
 use super::buffer::Buffer;
 use super::context::Context;
 use super::lower::SessionBuffers;
+use super::mapping::Mapping;
 use super::pipelines::Pipeline;
 use super::sentinels::check_slots;
 use crate::device::memory::Purpose;
@@ -16,7 +17,6 @@ use crate::kernels::{Kernel, Variant};
 use crate::plan::Plan;
 use crate::sampler::PlainSampling;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 
 /// Choices that may be queued before the oldest is read.
 const N_SLOTS: usize = TOKENS_AHEAD + 1;
@@ -57,8 +57,7 @@ struct Queued {
     position: usize,
     /// Whether sentinels have looked at the token before it, which ran for the choice.
     is_watched: bool,
-    submission: wgpu::SubmissionIndex,
-    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    mapping: Mapping,
 }
 
 impl Chain {
@@ -175,18 +174,18 @@ impl Chain {
         submission: wgpu::SubmissionIndex,
     ) -> Result<()> {
         let slot = &mut self.slots[self.n_queued % N_SLOTS];
-        let (sender, mapped) = channel();
-        context.scoped("map of a token", || {
-            slot.staging
-                .map_async(wgpu::MapMode::Read, .., move |outcome| {
-                    sender.send(outcome).ok();
-                });
-        })?;
+        let mapping = Mapping::new(
+            context,
+            "read of a token",
+            wgpu::MapMode::Read,
+            &slot.staging,
+            slot.staging.size(),
+            Some(submission),
+        )?;
         slot.queued = Some(Queued {
             position,
             is_watched,
-            submission,
-            mapped,
+            mapping,
         });
         self.n_queued += 1;
         Ok(())
@@ -198,17 +197,7 @@ impl Chain {
         let queued = slot.queued.take();
         let queued = queued.ok_or_else(|| context.error("no token was queued"))?;
         self.n_read += 1;
-        context.wait_for(queued.submission)?;
-        // Where other threads wait too, one of theirs may run the callback, after this wait is over.
-        let failed =
-            |message: &dyn std::fmt::Display| context.error(format!("read of a token: {message}"));
-        match queued.mapped.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(failed(&error)),
-            Err(_) => return Err(failed(&"the GPU did not answer")),
-        }
-        let view = slot.staging.get_mapped_range(..);
-        let view = view.map_err(|error| failed(&error))?;
+        let view = queued.mapping.read(context)?;
         let (chosen, seen) = view.split_at(CHOSEN_BYTES as usize);
         let chosen: Chosen = bytemuck::pod_read_unaligned(chosen);
         // The layers first: they say where it began.

@@ -1,14 +1,15 @@
 //! One opened GPU: its device and queue, and every failure turned into an [`Error`].
 
 use super::adapter::{COOPERATION, GpuFeatures, choose, cooperative_matrix, enumerate, no_device};
+use super::buffer::Buffer;
 use super::kept_pipelines::KeptPipelines;
+use super::mapping::Mapping;
 use super::pipelines::PipelineCache;
 use crate::device::memory::{Ledger, Purpose};
 use crate::device::{DeviceInfo, DeviceKind, GpuChoice};
 use crate::error::{Error, Result};
 use crate::kernels::matmul_coop::CooperativeMatrix;
-use std::fmt;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 
 /// An opened GPU.
 #[derive(Debug)]
@@ -213,23 +214,20 @@ impl Context {
     /// # Errors
     /// [`Error::Gpu`] where it failed meanwhile.
     pub(crate) fn wait(&self) -> Result<()> {
-        self.poll(wgpu::PollType::wait_indefinitely())
+        self.wait_for(None)
     }
 
-    /// Waits until the GPU has done what was submitted up to `submission`, and no longer.
+    /// Waits until the GPU has done what was submitted up to `submission`, and no longer; all where there is none.
     ///
     /// # Errors
     /// [`Error::Gpu`] where it failed meanwhile.
-    pub(crate) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        self.poll(wgpu::PollType::Wait {
-            submission_index: Some(submission),
+    pub(super) fn wait_for(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let wait = wgpu::PollType::Wait {
+            submission_index: submission,
             timeout: None,
-        })
-    }
-
-    fn poll(&self, until: wgpu::PollType) -> Result<()> {
+        };
         self.device
-            .poll(until)
+            .poll(wait)
             .map_err(|error| self.error(format!("wait: {error}")))?;
         self.check()
     }
@@ -265,29 +263,13 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Gpu`] where the GPU failed meanwhile or the buffer cannot be mapped.
-    pub(crate) fn map_staging(
+    pub(super) fn map_staging(
         &self,
-        what: &str,
-        staging: &wgpu::Buffer,
+        what: &'static str,
+        staging: &Buffer,
         bytes: u64,
     ) -> Result<wgpu::BufferView> {
-        let failed = |message: &dyn fmt::Display| self.error(format!("{what}: {message}"));
-        let (sender, receiver) = mpsc::channel();
-        self.scoped(what, || {
-            staging.map_async(wgpu::MapMode::Read, ..bytes, move |outcome| {
-                sender.send(outcome).ok();
-            });
-        })?;
-        self.wait()?;
-        // Where other threads wait too, one of theirs may run the callback, after this wait is over.
-        match receiver.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(failed(&error)),
-            Err(_) => return Err(failed(&"the GPU did not answer")),
-        }
-        staging
-            .get_mapped_range(..bytes)
-            .map_err(|error| failed(&error))
+        Mapping::new(self, what, wgpu::MapMode::Read, staging, bytes, None)?.read(self)
     }
 }
 

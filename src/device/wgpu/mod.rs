@@ -8,6 +8,7 @@ pub(crate) mod context;
 mod executor;
 mod kept_pipelines;
 mod lower;
+mod mapping;
 pub mod measure;
 mod pipelines;
 mod select;

@@ -3,6 +3,7 @@
 
 use super::buffer::Buffer;
 use super::context::Context;
+use super::mapping::Mapping;
 use super::weights::WeightShard;
 use crate::device::memory::Purpose;
 use crate::error::Result;
@@ -10,7 +11,6 @@ use crate::kernels::repack::Shard;
 use crate::model::{WeightId, Weights};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::mpsc::{self, Receiver};
 
 /// In what pieces weights are uploaded.
 struct Pieces {
@@ -192,9 +192,7 @@ impl<'a> Part<'a> {
 struct Staging {
     buffer: Buffer,
     /// Says when the CPU may fill it again.
-    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
-    /// The last submission that empties it.
-    submission: Option<wgpu::SubmissionIndex>,
+    mapping: Mapping,
 }
 
 impl Staging {
@@ -202,12 +200,8 @@ impl Staging {
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
         let buffer =
             context.create_buffer(Purpose::Staging, "weight staging", bytes as u64, usage)?;
-        let mapped = context.scoped(WHAT, || map(&buffer))?;
-        Ok(Staging {
-            buffer,
-            mapped,
-            submission: None,
-        })
+        let mapping = map(context, &buffer, None)?;
+        Ok(Staging { buffer, mapping })
     }
 
     /// Fills it with parts that it has room for, and sends them to their places; the samples of the
@@ -218,7 +212,7 @@ impl Staging {
         weights: &Weights,
         parts: &[Part<'a>],
     ) -> Result<Vec<Sample<'a>>> {
-        self.wait(context)?;
+        self.mapping.wait(context)?;
         let mut rooms = Vec::with_capacity(parts.len());
         let mut end = 0;
         for part in parts {
@@ -234,7 +228,7 @@ impl Staging {
                 part.repack(weights, start, room, scratch)
             })
             .collect();
-        self.mapped = context.scoped(WHAT, || {
+        let submission = context.scoped(WHAT, || {
             self.buffer.unmap();
             let mut encoder = context.encoder(WHAT);
             for (part, (copies, _)) in parts.iter().zip(&repacked) {
@@ -248,44 +242,27 @@ impl Staging {
                     );
                 }
             }
-            self.submission = Some(context.queue.submit([encoder.finish()]));
-            map(&self.buffer)
+            context.queue.submit([encoder.finish()])
         })?;
+        self.mapping = map(context, &self.buffer, Some(submission))?;
         Ok(repacked
             .into_iter()
             .filter_map(|(_, sample)| sample)
             .collect())
-    }
-
-    /// Waits until the GPU has emptied it and the CPU may fill it.
-    fn wait(&self, context: &Context) -> Result<()> {
-        let failed = |message: String| context.error(format!("{WHAT}: {message}"));
-        let wait = wgpu::PollType::Wait {
-            submission_index: self.submission.clone(),
-            timeout: None,
-        };
-        context
-            .device
-            .poll(wait)
-            .map_err(|error| failed(error.to_string()))?;
-        context.check()?;
-        match self.mapped.recv() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("the GPU did not answer".to_owned())),
-        }
     }
 }
 
 /// What an error here is about.
 const WHAT: &str = "upload of weights";
 
-fn map(buffer: &Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
-    let (sender, receiver) = mpsc::channel();
-    buffer.map_async(wgpu::MapMode::Write, .., move |outcome| {
-        sender.send(outcome).ok();
-    });
-    receiver
+/// Asks for a staging buffer that `submission` empties.
+fn map(
+    context: &Context,
+    buffer: &Buffer,
+    submission: Option<wgpu::SubmissionIndex>,
+) -> Result<Mapping> {
+    let mode = wgpu::MapMode::Write;
+    Mapping::new(context, WHAT, mode, buffer, buffer.size(), submission)
 }
 
 /// Reads the samples back: some drivers lose an upload without a word
