@@ -23,6 +23,9 @@ const N_SLOTS: usize = TOKENS_AHEAD + 1;
 
 const CHOSEN_BYTES: u64 = size_of::<Chosen>() as u64;
 
+/// What a [`Chain`] runs, in one variant.
+pub(super) const KERNELS: [&Kernel; 2] = [&logit_maxima::KERNEL, &sample::KERNEL];
+
 /// What chooses tokens behind the forward pass of one session.
 pub(super) struct Chain {
     n_logits: usize,
@@ -97,11 +100,12 @@ impl Chain {
             Stage::new(context, kernel, variant, &buffers.batch, storage, grid)
         };
         let grid = logit_maxima::grid(n_logits);
+        let [of_maxima, of_sample] = KERNELS;
         Ok(Chain {
             n_logits,
-            maxima: stage(&logit_maxima::KERNEL, &[logits, &maxima], grid)?,
+            maxima: stage(of_maxima, &[logits, &maxima], grid)?,
             sample: stage(
-                &sample::KERNEL,
+                of_sample,
                 &[logits, &maxima, &buffers.tokens, &chosen],
                 sample::GRID,
             )?,

@@ -91,6 +91,14 @@ impl PipelineCache {
     }
 }
 
+#[cfg(test)]
+impl PipelineCache {
+    /// Pipelines that are compiled.
+    pub(super) fn len(&self) -> usize {
+        self.with(|compiled| compiled.len())
+    }
+}
+
 impl Context {
     /// Compiles what is not there yet, on all cores.
     ///

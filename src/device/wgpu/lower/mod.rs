@@ -4,6 +4,8 @@ mod buffers;
 mod few;
 mod fuse;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 pub(super) use buffers::SessionBuffers;
 
@@ -11,6 +13,7 @@ use self::fuse::{Group, Part, Places};
 use self::steps::Lowering;
 use super::Shared;
 use super::buffer::Buffer;
+use super::chain;
 use super::pipelines::Pipeline;
 use super::select::{Choice, FEW_ROWS, Rows};
 use crate::device::memory::Purpose;
@@ -136,6 +139,10 @@ pub(super) fn lower(
             }
         }
     }
+    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
+    // What chooses tokens behind the plan is compiled meanwhile.
+    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
+    shared.context.compile_all(of_drafts.chain(of_chain))?;
     let steps = bind(shared, plan, buffers, drafts)?;
     let beside = beside(plan);
     Ok(Lowered { steps, own, beside })
@@ -245,7 +252,6 @@ fn bind(
         context.queue.write_buffer(&params_buffer, 0, &params);
     })?;
 
-    context.compile_all(drafts.iter().map(|draft| (draft.kernel, draft.variant)))?;
     let mut steps: Vec<Vec<Dispatch>> = plan.steps.iter().map(|_| Vec::new()).collect();
     for (draft, offset) in drafts.into_iter().zip(offsets) {
         let pipeline = context.pipeline(draft.kernel, &draft.variant)?;
