@@ -4,7 +4,7 @@
 //! the three share `common/matvec.wgsl`.
 
 use super::repack::Matrix;
-use super::{Access, Kernel, Src, Uses, grid as grid_of};
+use super::{Access, Kernel, Src, Uses, Variant, grid as grid_of};
 use bytemuck::{Pod, Zeroable};
 
 /// The `Params` of `matvec.wgsl`.
@@ -55,14 +55,17 @@ pub(crate) fn n_pairs(team_size: u32, src: Src) -> u32 {
     WORKGROUP / team_size * team_pairs
 }
 
-/// Whether kernels with [`Src::Norm`] take rows of a width, on an adapter with so many storage buffers for a
+/// Whether a kernel takes rows of a width as [`Src::Norm`], on an adapter with so many storage buffers for a
 /// shader.
-pub(crate) fn may_normalise(width: usize, n_buffers: usize) -> bool {
+pub(crate) fn may_normalise(kernel: &Kernel, width: usize, n_buffers: usize) -> bool {
     /// Of `common/src_norm.wgsl`.
     const MOST_ELEMENTS: usize = 2048;
-    /// Of [`super::matvec_heads`].
-    const BUFFERS: usize = 9;
-    width <= MOST_ELEMENTS && width.is_multiple_of(32) && n_buffers >= BUFFERS
+    let variant = Variant {
+        src: Src::Norm,
+        ..Variant::PLAIN
+    };
+    let has_buffers = kernel.bindings(&variant).len() <= n_buffers;
+    width <= MOST_ELEMENTS && width.is_multiple_of(32) && has_buffers
 }
 
 /// The grid for `n_rows` rows of `src`.

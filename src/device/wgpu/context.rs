@@ -46,11 +46,16 @@ impl Context {
     /// # Errors
     /// [`Error::NoDevice`] where there is no such adapter, [`Error::Gpu`] where it refuses to open.
     pub(crate) fn new(choice: &GpuChoice, features: GpuFeatures) -> Result<Context> {
-        let (infos, mut adapters): (Vec<_>, Vec<_>) = enumerate().into_iter().unzip();
-        let Some(place) = choose(&infos, choice) else {
-            return Err(no_device(&infos, choice));
-        };
-        Context::open(infos[place].clone(), &adapters.swap_remove(place), features)
+        let (info, adapter) = find(choice)?;
+        Context::open(info, &adapter, features, adapter.limits())
+    }
+
+    /// The best adapter with the limits that each adapter of WebGPU has, and with no wider ones.
+    #[cfg(test)]
+    pub(crate) fn with_default_limits() -> Result<Context> {
+        let (info, adapter) = find(&GpuChoice::Best)?;
+        let limits = wgpu::Limits::default();
+        Context::open(info, &adapter, GpuFeatures::default(), limits)
     }
 
     /// Opens the best adapter that is not software; `None` where there is none, or where it refuses
@@ -59,12 +64,18 @@ impl Context {
         let (infos, mut adapters): (Vec<_>, Vec<_>) = enumerate().into_iter().unzip();
         let place = choose(&infos, &GpuChoice::Best)
             .filter(|&place| infos[place].kind != DeviceKind::SoftwareGpu)?;
-        Context::open(infos[place].clone(), &adapters.swap_remove(place), features)
+        let adapter = adapters.swap_remove(place);
+        Context::open(infos[place].clone(), &adapter, features, adapter.limits())
             .inspect_err(|error| log::warn!("{error}; the CPU is used"))
             .ok()
     }
 
-    fn open(info: DeviceInfo, adapter: &wgpu::Adapter, features: GpuFeatures) -> Result<Context> {
+    fn open(
+        info: DeviceInfo,
+        adapter: &wgpu::Adapter,
+        features: GpuFeatures,
+        limits: wgpu::Limits,
+    ) -> Result<Context> {
         let mut wanted = wgpu::Features::empty();
         wanted |= wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         wanted |= wgpu::Features::PIPELINE_CACHE;
@@ -85,7 +96,7 @@ impl Context {
             label: Some("trueshot"),
             required_features: wanted & adapter.features(),
             experimental_features,
-            required_limits: adapter.limits(),
+            required_limits: limits,
             memory_hints: MEMORY_HINTS,
             ..Default::default()
         };
@@ -270,6 +281,15 @@ impl Context {
         bytes: u64,
     ) -> Result<wgpu::BufferView> {
         Mapping::new(self, what, wgpu::MapMode::Read, staging, bytes, None)?.read(self)
+    }
+}
+
+/// The adapter that `choice` means.
+fn find(choice: &GpuChoice) -> Result<(DeviceInfo, wgpu::Adapter)> {
+    let (infos, mut adapters): (Vec<_>, Vec<_>) = enumerate().into_iter().unzip();
+    match choose(&infos, choice) {
+        Some(place) => Ok((infos[place].clone(), adapters.swap_remove(place))),
+        None => Err(no_device(&infos, choice)),
     }
 }
 

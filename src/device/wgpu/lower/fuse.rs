@@ -1,7 +1,7 @@
 //! Which steps of a plan one kernel computes together, in batches of few rows. The kernels write what
 //! each step would have written, so that the plan stays what is observed and verified.
 
-use crate::kernels::matvec_heads;
+use crate::kernels::{Kernel, matvec_gated, matvec_heads};
 use crate::model::WeightId;
 use crate::plan::{Activation, BufferId, Extent, Op, Plan, RopeTableId};
 use std::collections::BTreeSet;
@@ -85,8 +85,8 @@ pub(in crate::device::wgpu) trait Places {
     /// Elements of a row of a weight.
     fn width(&self, weight: WeightId) -> usize;
 
-    /// Whether kernels of few rows normalise rows of a width for themselves.
-    fn may_normalise(&self, width: usize) -> bool;
+    /// Whether a kernel of few rows normalises rows of a width for itself.
+    fn may_normalise(&self, kernel: &Kernel, width: usize) -> bool;
 }
 
 /// What each step of a plan is.
@@ -157,6 +157,14 @@ pub(super) fn is_read_within(
 }
 
 impl Group {
+    /// What computes them.
+    fn kernel(&self) -> &'static Kernel {
+        match self {
+            Group::Heads(_) => &matvec_heads::KERNEL,
+            Group::Gated(_) => &matvec_gated::KERNEL,
+        }
+    }
+
     /// The source of its products, and where its norm goes.
     fn src_and_norm(&mut self) -> (Product, &mut Option<Norm>) {
         match self {
@@ -323,7 +331,7 @@ impl Finder<'_> {
             return;
         };
         let width = self.plan.buffer(dst).width;
-        if !self.places.may_normalise(width) || self.places.width(weight) != width || src == dst {
+        if self.places.width(weight) != width || src == dst {
             return;
         }
         let steps = self.plan.steps[step + 1..].iter();
@@ -335,7 +343,8 @@ impl Finder<'_> {
             .filter(|&first| match &mut parts[first] {
                 Part::First(group, _) => {
                     let (product, _) = group.src_and_norm();
-                    product.src == dst && product.int8
+                    let takes = self.places.may_normalise(group.kernel(), width);
+                    product.src == dst && product.int8 && takes
                 }
                 Part::Alone | Part::Later => false,
             })
@@ -394,6 +403,7 @@ impl Finder<'_> {
 mod tests {
     use super::*;
     use crate::gguf::WeightType;
+    use crate::kernels::matvec;
     use crate::model::{DecoderModel, WeightStorage, decoder_plan};
     use crate::tiny;
     use std::sync::Arc;
@@ -402,13 +412,14 @@ mod tests {
     struct Given {
         is_whole: bool,
         are_together: bool,
-        may_normalise: bool,
+        /// Of an adapter, for a shader.
+        n_buffers: usize,
     }
 
     const ALL: Given = Given {
         is_whole: true,
         are_together: true,
-        may_normalise: true,
+        n_buffers: 9,
     };
 
     impl Places for (&Plan, &DecoderModel, Given) {
@@ -424,8 +435,8 @@ mod tests {
             self.1.weights.get(weight).n_cols
         }
 
-        fn may_normalise(&self, _: usize) -> bool {
-            self.2.may_normalise
+        fn may_normalise(&self, kernel: &Kernel, width: usize) -> bool {
+            matvec::may_normalise(kernel, width, self.2.n_buffers)
         }
     }
 
@@ -473,10 +484,19 @@ mod tests {
             "ffn_gate ffn_up ffn_gated",
         ];
         let no_norms = Given {
-            may_normalise: false,
+            n_buffers: 7,
             ..ALL
         };
         assert_eq!(second_layer(4, no_norms), alone);
+        // What every adapter of WebGPU has is enough for the gated block.
+        let least = Given {
+            n_buffers: 8,
+            ..ALL
+        };
+        let [heads @ .., _] = alone;
+        let mut gated_alone = heads.to_vec();
+        gated_alone.push("ffn_norm ffn_gate ffn_up ffn_gated");
+        assert_eq!(second_layer(4, least), gated_alone);
         assert_eq!(second_layer(0, ALL), alone); // products of f32 rows
         let apart = Given {
             are_together: false,

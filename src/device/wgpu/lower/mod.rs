@@ -312,12 +312,9 @@ impl Places for Lowering<'_> {
         self.shared.weights.get(weight).n_cols
     }
 
-    fn may_normalise(&self, width: usize) -> bool {
-        let n_buffers = self
-            .shared
-            .context
-            .limits
-            .max_storage_buffers_per_shader_stage;
-        kernels::matvec::may_normalise(width, n_buffers as usize)
+    fn may_normalise(&self, kernel: &Kernel, width: usize) -> bool {
+        let limits = &self.shared.context.limits;
+        let n_buffers = limits.max_storage_buffers_per_shader_stage as usize;
+        kernels::matvec::may_normalise(kernel, width, n_buffers)
     }
 }

@@ -8,10 +8,11 @@ use crate::device::wgpu::select::Choice;
 use crate::device::wgpu::testing::gpu;
 use crate::device::wgpu::{GpuBackend, Shared};
 use crate::device::{Activations, Backend, GpuChoice};
+use crate::error::{Error, Result};
 use crate::gguf::WeightType;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{DecoderModel, WeightStorage, decoder_plan};
-use crate::plan::Plan;
+use crate::plan::{Batch, Outputs, Plan};
 use crate::tiny;
 use std::sync::Arc;
 
@@ -49,4 +50,51 @@ fn kernels_that_choose_tokens_are_compiled_with_those_of_the_plan() {
     let n_compiled = context.pipelines.len();
     Chain::new(context, &plan, &buffers, &choice.plain()).unwrap();
     assert_eq!(context.pipelines.len(), n_compiled);
+}
+
+/// Logits behind a prompt of many rows and behind one more token.
+fn logits(context: Context) -> Result<Vec<f32>> {
+    let (backend, plan, kv) = tiny_on(context);
+    let mut executor = backend.executor(&plan, &kv)?;
+    let mut logits = Vec::new();
+    for (position, tokens) in [(0, &[3, 5, 7, 4, 6, 9, 8][..]), (7, &[5])] {
+        let batch = Batch {
+            tokens,
+            position,
+            outputs: Outputs::Last,
+        };
+        executor.run(&batch, &mut logits, None)?;
+    }
+    Ok(logits)
+}
+
+#[test]
+fn device_with_the_least_limits_gets_kernels_that_fit_it() {
+    if gpu().is_none() {
+        return;
+    }
+    let least = || Context::with_default_limits().unwrap();
+    assert_eq!(least().limits.max_storage_buffers_per_shader_stage, 8);
+    let wide = Context::new(&GpuChoice::Best, GpuFeatures::default()).unwrap();
+    assert!(wide.limits.max_storage_buffers_per_shader_stage > 8);
+    let expected = logits(wide).unwrap();
+    let found = logits(least()).unwrap();
+    assert_eq!(found.len(), expected.len());
+    // Measured 0 on lavapipe. Where the sums of the two norms end in other bits some integers are one off.
+    let largest = expected.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    let bound = 0.02 * largest;
+    for (j, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let error = (found - expected).abs();
+        assert!(
+            error <= bound,
+            "logit {j}: {found}, expected {expected} within {bound}"
+        );
+    }
+    let mut boastful = least();
+    boastful.limits.max_storage_buffers_per_shader_stage = 9;
+    let refused = logits(boastful).unwrap_err();
+    assert!(
+        matches!(&refused, Error::Gpu { message, .. } if message.contains("matvec_heads")),
+        "{refused}"
+    );
 }
