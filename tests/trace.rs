@@ -127,6 +127,22 @@ fn selected_rows_are_those_of_the_whole_trace() {
     assert_agrees(&some, &all, 0.0);
 }
 
+#[test]
+fn rows_of_outputs_are_taken_at_the_last_position_alone() {
+    let engine = engine(Device::Cpu);
+    let all = trace(&engine, &tokens(9), &everything());
+    for (positions, is_there) in [(vec![0], false), (vec![0, 8], true)] {
+        let options = TraceOptions {
+            positions,
+            ..everything()
+        };
+        let some = trace(&engine, &tokens(9), &options);
+        assert_eq!(some.entry("result_output").is_some(), is_there);
+        assert_agrees(&some, &all, 0.0);
+        assert_agrees(&all, &some, 0.0);
+    }
+}
+
 fn values(entry: &TraceEntry) -> &[f32] {
     entry.values.as_deref().unwrap()
 }

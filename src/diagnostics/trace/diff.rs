@@ -156,7 +156,7 @@ impl Trace {
             if let Some(expected) = of_other.get(entry.name.as_str()) {
                 let pair = Pair::new(entry, expected, options.tolerance);
                 diff.tensors.push(pair.compare(must_have_equal_rows));
-            } else if other.was_asked_for(&entry.name) {
+            } else if other.was_asked_for(entry) {
                 diff.only_in_first.push(entry.name.clone());
             } else {
                 diff.n_not_asked_for += 1;
@@ -167,7 +167,7 @@ impl Trace {
             .iter()
             .filter(|entry| !of_self.contains(entry.name.as_str()));
         for entry in only_in_other {
-            if self.was_asked_for(&entry.name) {
+            if self.was_asked_for(entry) {
                 diff.only_in_second.push(entry.name.clone());
             } else {
                 diff.n_not_asked_for += 1;
@@ -176,10 +176,14 @@ impl Trace {
         diff
     }
 
-    fn was_asked_for(&self, name: &str) -> bool {
-        self.options
-            .as_ref()
-            .is_some_and(|options| options.takes(name))
+    /// Whether some row of another trace's tensor ran and was asked for here.
+    fn was_asked_for(&self, entry: &TraceEntry) -> bool {
+        let Some(options) = &self.options else {
+            return false;
+        };
+        let runs = self.position..self.position.saturating_add(self.tokens.len());
+        let takes = |position| runs.contains(position) && options.takes_position(*position);
+        options.takes(&entry.name) && entry.positions.iter().any(takes)
     }
 
     fn has_every_position(&self) -> bool {

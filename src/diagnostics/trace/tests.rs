@@ -255,6 +255,37 @@ fn diff_compares_the_rows_that_both_were_asked_for() {
 }
 
 #[test]
+fn diff_misses_no_rows_at_positions_that_were_not_asked_for() {
+    let last_alone = trace(true, &|name, rows| {
+        if name == "c" {
+            rows.drain(..3);
+        }
+    });
+    let mut first = trace(true, &|_, rows| rows.truncate(1));
+    first.entries.pop();
+    let mut asked = |positions: &[usize]| {
+        first.options.as_mut().unwrap().positions = positions.to_vec();
+        first.clone()
+    };
+    for diff in [
+        diff(&asked(&[0]), &last_alone),
+        diff(&last_alone, &asked(&[0])),
+    ] {
+        assert!(diff.agrees() && diff.n_not_asked_for == 1, "{diff}");
+    }
+    let missing = diff(&asked(&[0, 3]), &last_alone);
+    assert!(
+        !missing.agrees() && missing.only_in_second == ["c"],
+        "{missing}"
+    );
+    let mut shorter = asked(&[]);
+    shorter.tokens.truncate(3);
+    let not_run = diff(&last_alone, &shorter);
+    assert_eq!(not_run.only_in_first, [""; 0]);
+    assert_eq!(not_run.n_not_asked_for, 1);
+}
+
+#[test]
 fn diff_says_no_to_other_tokens() {
     let mut other = plain(false);
     other.tokens[2] = 9;
