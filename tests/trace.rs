@@ -404,6 +404,13 @@ fn options_that_select_what_is_not_there_are_refused() {
         ),
         (
             TraceOptions {
+                positions: vec![4, 5],
+                ..named(&["result_*"])
+            },
+            "`positions`: these tensors have a row at position 6 alone",
+        ),
+        (
+            TraceOptions {
                 batch_tokens: Some(0),
                 ..plain()
             },

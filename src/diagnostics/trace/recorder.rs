@@ -4,10 +4,10 @@ use super::select::{Part, parts};
 use super::statistics::Growing;
 use super::{Trace, TraceOptions};
 use crate::device::Observation;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention;
 use crate::kv_cache::KvLayout;
-use crate::plan::{Batch, BufferId, Op, Outputs, Plan, Step};
+use crate::plan::{Batch, BufferId, Extent, Op, Outputs, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -40,8 +40,7 @@ impl<'a> Recorder<'a> {
     /// For tokens that run at some positions.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) where the options select nothing, or
-    /// what is not there.
+    /// [`Error::InvalidArgument`] where the options select nothing, or what is not there.
     pub(crate) fn new(
         plan: &'a Plan,
         kv: &'a KvLayout,
@@ -62,12 +61,24 @@ impl<'a> Recorder<'a> {
             queries: BTreeMap::new(),
             keys: BTreeMap::new(),
         };
+        let last = recorder.runs.end.saturating_sub(1);
+        let takes_last = options.takes_position(last);
         for (index, step) in plan.steps.iter().enumerate() {
+            let is_of_outputs = |dst| plan.buffer(dst).extent == Extent::Outputs;
+            if step.op.dst().is_some_and(is_of_outputs) && !takes_last {
+                continue;
+            }
             for (part, name) in parts(step) {
                 if options.takes(&name) {
                     recorder.want(index, step, part, name);
                 }
             }
+        }
+        if recorder.wanted.is_empty() {
+            return Err(Error::InvalidArgument {
+                name: "positions",
+                message: format!("these tensors have a row at position {last} alone"),
+            });
         }
         Ok(recorder)
     }
@@ -127,7 +138,7 @@ impl<'a> Recorder<'a> {
     /// Takes what a step has just computed.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where all values are kept.
+    /// [`Error::OutOfMemory`] where all values are kept.
     pub(crate) fn record(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) -> Result<()> {
         let (keys, values) = match seen.step.op {
             Op::StoreKv { .. } => seen.values.split_at(seen.values.len() / 2),
