@@ -143,6 +143,13 @@ fn read_jsonl(header: Header, text: &str) -> Result<Trace> {
             header.trueshot_trace
         ));
     }
+    if header.position.checked_add(header.tokens.len()).is_none() {
+        return invalid(format!(
+            "position {} leaves no room for {} tokens",
+            header.position,
+            header.tokens.len()
+        ));
+    }
     let mut entries = Vec::new();
     for (index, line) in text.lines().enumerate().skip(1) {
         match serde_json::from_str::<TraceEntry>(line) {
@@ -177,7 +184,7 @@ fn contradiction(entry: &TraceEntry) -> Option<String> {
         let expected = expected.filter(|&expected| expected != found)?;
         Some(format!("{found} {what}, expected {expected}"))
     };
-    if n_values.is_none() || entry.shape.first() != Some(&n_rows) {
+    if n_values.is_none() || n_rows == 0 || entry.shape.first() != Some(&n_rows) {
         return Some(format!("shape {:?} of {n_rows} rows", entry.shape));
     }
     if !entry.positions.is_sorted_by(|a, b| a < b) {
@@ -199,6 +206,11 @@ impl Reference {
                 "its trace is of prompt {prompt}, which is not there"
             ));
         };
+        if tokens.is_empty() {
+            return invalid(format!(
+                "its trace is of prompt {prompt}, which has no tokens"
+            ));
+        }
         let entries = tensors
             .into_iter()
             .map(|tensor| tensor.into_entry(tokens.len()))
@@ -214,8 +226,8 @@ impl Reference {
 }
 
 impl ReferenceTensor {
-    /// The entry, of a prompt of `n_tokens`. Heads are dimensions of their own in llama.cpp, and the
-    /// last layer keeps the last row alone from some tensor on.
+    /// The entry, of a prompt of `n_tokens`, at least one. Heads are dimensions of their own in
+    /// llama.cpp, and the last layer keeps the last row alone from some tensor on.
     fn into_entry(self, n_tokens: usize) -> Result<TraceEntry> {
         let ne = |dimension: usize| self.ne.get(dimension).copied().unwrap_or(1);
         let n_rows = match (ne(1), ne(2)) {

@@ -389,6 +389,20 @@ fn damaged_files_are_refused_with_the_place() {
             "do not rise",
         ),
         (
+            text.replace(
+                "\"positions\":[0,1,2,3],\"shape\":[4,",
+                "\"positions\":[],\"shape\":[0,",
+            ),
+            "shape [0, 16] of 0 rows",
+        ),
+        (
+            text.replace(
+                "\"position\":0",
+                &format!("\"position\":{}", usize::MAX - 3),
+            ),
+            "leaves no room for 4 tokens",
+        ),
+        (
             text.replace("\"row_rms\":[", "\"row_rms\":[0.5,"),
             "5 rows, expected 4",
         ),
@@ -471,6 +485,7 @@ fn reference_that_contradicts_itself_is_refused() {
             "[2, 2, 2]",
             "`Qcur-1`: shape [2, 2, 2] for 3 tokens",
         ),
+        ("[5, 6, 7]", "[]", "prompt 1, which has no tokens"),
         ("l_out-1", "Qcur-1", "`blk.1.Qcur` is there twice"),
         ("\"rms\": 3.0,", "", "missing field `rms`"),
     ] {
