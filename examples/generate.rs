@@ -32,10 +32,11 @@ fn generate() -> Result {
     };
     let engine = options.load()?;
     if show_tokens {
-        eprintln!(
-            "prompt: {}",
-            join(&engine.tokenizer().encode(&prompt, true, true)?)
-        );
+        let parse_special = options.generate.parse_special;
+        let prompt = engine
+            .tokenizer()
+            .encode_prompt(&prompt, &[], parse_special)?;
+        eprintln!("prompt: {}", join(&prompt));
     }
 
     let mut session = engine.session()?;

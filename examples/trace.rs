@@ -72,7 +72,7 @@ fn trace() -> Result {
         .prompt
         .as_deref()
         .unwrap_or("The capital of France is");
-    let tokens = engine.tokenizer().encode(prompt, true, true)?;
+    let tokens = engine.tokenizer().encode_prompt(prompt, &[], true)?;
     let trace = engine.session()?.trace(&tokens, &trace)?;
     if json {
         trace.write_jsonl(&mut out)?;

@@ -2,12 +2,15 @@
 
 #[path = "support/example.rs"]
 mod example;
+#[path = "support/tiny.rs"]
+mod tiny;
 
 use example::{assert_fails, assert_succeeds, example, run, stderr, stdout};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use trueshot::gguf::{WeightType, Writer};
 
 fn run_with_input(name: &str, args: &[&str], input: &str) -> Output {
     let mut command = example(name);
@@ -30,6 +33,11 @@ fn scratch_file(name: &str, contents: &[u8]) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&path, contents).unwrap();
     path
+}
+
+fn model_file(name: &str, writer: Writer) -> String {
+    let path = scratch_file(name, &writer.to_bytes().unwrap());
+    path.to_str().unwrap().to_owned()
 }
 
 const EXAMPLES: [&str; 8] = [
@@ -187,6 +195,24 @@ fn profile_has_a_line_for_each_kind_of_step() {
     assert_eq!(row("484")[1], "dispatches:");
     assert_eq!(row("unprofiled")[0], "unprofiled,");
     assert_fails(&run("profile", &["--pp", "0"]), 1, &["--pp 0"]);
+}
+
+#[test]
+fn examples_encode_a_prompt_as_a_session_does() {
+    let writer = tiny::llama(WeightType::F32, None).metadata("tokenizer.ggml.add_eos_token", true);
+    let model = model_file("prompt.gguf", writer);
+    let args = ["--model", &model, "--device", "cpu", "--prompt", "</s>!"];
+    let traced = run("trace", &[&args[..], &["--json"]].concat());
+    assert_succeeds(&traced);
+    let head = stdout(&traced).lines().next().unwrap();
+    let head: serde_json::Value = serde_json::from_str(head).unwrap();
+    assert_eq!(head["tokens"], serde_json::json!([1, 2, 229, 153, 132, 36]));
+    let one_token = ["--tokens", "--max-tokens", "1"];
+    let generated = run("generate", &[&args[..], &one_token].concat());
+    assert_succeeds(&generated);
+    let said = stderr(&generated);
+    assert!(said.contains("prompt: 1 2 229 153 132 36\n"), "{said}");
+    assert!(said.contains("(prompt: 6 tokens"), "{said}");
 }
 
 const TRACE: [&str; 6] = ["--device", "cpu", "--kv", "f32", "--context", "64"];

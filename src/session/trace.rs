@@ -17,7 +17,7 @@ impl Session {
     /// use trueshot::TraceOptions;
     ///
     /// let engine = trueshot::Engine::load("model.gguf")?;
-    /// let tokens = engine.tokenizer().encode("The capital of France is", true, false)?;
+    /// let tokens = engine.tokenizer().encode_prompt("The capital of France is", &[], true)?;
     /// let options = TraceOptions {
     ///     names: vec!["blk.*.attn_norm".to_owned(), "Qcur".to_owned()],
     ///     ..TraceOptions::default()

@@ -130,7 +130,9 @@ pub(super) fn prompt_tokens(
     options: &VerifyOptions,
     more: usize,
 ) -> Result<Vec<u32>> {
-    let prompt = engine.tokenizer().encode(&options.prompt, true, false)?;
+    let prompt = engine
+        .tokenizer()
+        .encode_prompt(&options.prompt, &[], true)?;
     let room = engine.context_length().saturating_sub(more);
     let n_prompt = options.prompt_tokens.min(engine.plan().max_rows).min(room);
     let tokens: Vec<u32> = prompt
@@ -166,4 +168,26 @@ pub(super) fn verified(engine: &Engine, capacity: usize) -> Result<(Verified, Bo
         rounding: engine.rounding(),
     };
     Ok((verified, executor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Gguf, WeightType};
+    use crate::{Device, tiny};
+
+    #[test]
+    fn prompt_is_encoded_as_that_of_a_session_is() {
+        let writer =
+            tiny::llama(WeightType::F32, None).metadata("tokenizer.ggml.add_eos_token", true);
+        let gguf = Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap();
+        let engine = Engine::builder_from(gguf).device(Device::Cpu).build();
+        let options = VerifyOptions {
+            prompt: "</s>!".to_owned(),
+            prompt_tokens: 8,
+            ..VerifyOptions::default()
+        };
+        let tokens = prompt_tokens(&engine.unwrap(), &options, 1).unwrap();
+        assert_eq!(tokens, [1, 2, 229, 153, 132, 36, 1, 2]);
+    }
 }
