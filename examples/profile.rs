@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::{Result, options};
 use trueshot::measure::Bench;
+use trueshot::plan::layer_and_name;
 use trueshot::{Clock, Device, DeviceInfo, GpuChoice, Profile, Session};
 
 const ABOUT: &str = "\
@@ -171,7 +172,11 @@ impl Row {
         let mut rows: Vec<Row> = Vec::new();
         let mut places = HashMap::new();
         for dispatch in &profile.dispatches {
-            let names: Vec<&str> = dispatch.steps.iter().map(|name| kind(name)).collect();
+            let names: Vec<&str> = dispatch
+                .steps
+                .iter()
+                .map(|name| layer_and_name(name).1)
+                .collect();
             let steps = names.join(" + ");
             let kernel = dispatch.kernel.unwrap_or("");
             let place = *places.entry((steps.clone(), kernel)).or_insert(rows.len());
@@ -193,14 +198,6 @@ impl Row {
         }
         rows
     }
-}
-
-/// A step's name without its layer.
-fn kind(name: &str) -> &str {
-    let of_layer = name
-        .strip_prefix("blk.")
-        .and_then(|rest| rest.split_once('.'));
-    of_layer.map_or(name, |(_, kind)| kind)
 }
 
 fn table(text: &mut String, rows: &[Row], total: Duration, bandwidth: Option<f64>) -> Result {

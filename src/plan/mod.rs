@@ -232,16 +232,23 @@ pub struct Step {
 impl Step {
     /// The layer it belongs to; none for those before and behind all layers.
     pub fn layer(&self) -> Option<usize> {
-        let (layer, _) = self.name.strip_prefix("blk.")?.split_once('.')?;
-        layer.parse().ok()
+        layer_and_name(&self.name).0
     }
 
     /// The name without the layer, e.g. `attn_norm`.
     pub fn name_in_layer(&self) -> &str {
-        let behind = self.name.strip_prefix("blk.");
-        let name = behind.and_then(|behind| behind.split_once('.'));
-        name.map_or(&self.name, |(_, name)| name)
+        layer_and_name(&self.name).1
     }
+}
+
+/// A step's name as its layer and the name in it: `blk.3.attn_norm` is layer 3 and `attn_norm`, `embd` no layer and
+/// `embd`.
+pub fn layer_and_name(step: &str) -> (Option<usize>, &str) {
+    let of_layer = || {
+        let (layer, name) = step.strip_prefix("blk.")?.split_once('.')?;
+        Some((Some(layer.parse().ok()?), name))
+    };
+    of_layer().unwrap_or((None, step))
 }
 
 /// A forward pass: run the steps in order and the last buffer holds the logits.

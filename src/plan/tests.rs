@@ -2,7 +2,7 @@
 
 use super::Extent::{Outputs, Tokens};
 use super::check::check;
-use super::{Activation, Buffer, BufferId, Extent, Op, Plan, RopeTableId, Step};
+use super::{Activation, Buffer, BufferId, Extent, Op, Plan, RopeTableId, Step, layer_and_name};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvLayer;
 use crate::model::{DecoderModel, WeightId, WeightStorage, decoder_plan};
@@ -360,6 +360,20 @@ fn selection_is_refused_in_other_widths_and_rows() {
         src: case.outputs_of("blk.1.l_out"),
         dst: case.new_buffer(64, Outputs),
     });
+}
+
+#[test]
+fn names_are_those_of_a_layer_or_of_none() {
+    for (step, expected) in [
+        ("blk.3.attn_norm", (Some(3), "attn_norm")),
+        ("blk.12.kv_cache.keys", (Some(12), "kv_cache.keys")),
+        ("embd", (None, "embd")),
+        ("result.norm", (None, "result.norm")),
+        ("blk.3", (None, "blk.3")),
+        ("blk.x.attn_norm", (None, "blk.x.attn_norm")),
+    ] {
+        assert_eq!(layer_and_name(step), expected);
+    }
 }
 
 #[test]

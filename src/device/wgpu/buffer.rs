@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// How wgpu names the buffers that it makes for itself.
-const INTERNAL: &str = "(wgpu internal)";
+pub(super) const INTERNAL: &str = "(wgpu internal)";
 
 /// A buffer on the GPU. Clones share it.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use super::TraceOptions;
 use crate::error::{Error, Result};
-use crate::plan::{Op, Plan, Step};
+use crate::plan::{Op, Plan, Step, layer_and_name};
 use std::ops::Range;
 
 /// One of the tensors that a step has to show.
@@ -28,8 +28,7 @@ pub(super) fn parts(step: &Step) -> Vec<(Part, String)> {
             (Part::Values, format!("{name}.values")),
         ],
         Op::Attention { .. } => {
-            let (_, kind) = layer_and_kind(name);
-            let prefix = &name[..name.len() - kind.len()];
+            let prefix = &name[..name.len() - step.name_in_layer().len()];
             vec![
                 (
                     Part::AttentionWeights,
@@ -40,15 +39,6 @@ pub(super) fn parts(step: &Step) -> Vec<(Part, String)> {
         }
         _ => vec![(Part::Output, name.clone())],
     }
-}
-
-/// `blk.3.attn_norm` as layer 3 and `attn_norm`.
-fn layer_and_kind(name: &str) -> (Option<usize>, &str) {
-    let of_layer = || {
-        let (layer, kind) = name.strip_prefix("blk.")?.split_once('.')?;
-        Some((Some(layer.parse().ok()?), kind))
-    };
-    of_layer().unwrap_or((None, name))
 }
 
 /// Whether a text is what a glob describes: `*` is any text, `?` one character.
@@ -82,11 +72,11 @@ fn glob_matches(glob: &str, text: &str) -> bool {
 impl TraceOptions {
     /// Whether a tensor of this name is asked for.
     pub(super) fn takes(&self, name: &str) -> bool {
-        let (layer, kind) = layer_and_kind(name);
+        let (layer, name_in_layer) = layer_and_name(name);
         let is_of_layers =
             self.layers.is_empty() || layer.is_some_and(|layer| self.layers.contains(&layer));
         let is_named = match &self.names[..] {
-            [] => kind != ATTENTION_WEIGHTS,
+            [] => name_in_layer != ATTENTION_WEIGHTS,
             globs => globs.iter().any(|glob| is_called(glob, name)),
         };
         is_of_layers && is_named
@@ -133,7 +123,7 @@ impl TraceOptions {
 }
 
 fn is_called(glob: &str, name: &str) -> bool {
-    glob_matches(glob, name) || glob_matches(glob, layer_and_kind(name).1)
+    glob_matches(glob, name) || glob_matches(glob, layer_and_name(name).1)
 }
 
 #[cfg(test)]

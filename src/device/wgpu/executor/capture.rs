@@ -106,6 +106,7 @@ impl GpuExecutor {
 mod tests {
     use crate::device::wgpu::GpuBackend;
     use crate::device::wgpu::adapter::GpuFeatures;
+    use crate::device::wgpu::buffer::INTERNAL;
     use crate::device::wgpu::context::Context;
     use crate::device::wgpu::testing::gpu;
     use crate::device::{Activations, Backend, GpuChoice};
@@ -137,11 +138,7 @@ mod tests {
         let report = device.generate_allocator_report()?;
         drop(executor);
         let names = report.allocations.into_iter().map(|found| found.name);
-        Some(
-            names
-                .filter(|name| !name.starts_with("(wgpu internal)"))
-                .collect(),
-        )
+        Some(names.filter(|name| !name.starts_with(INTERNAL)).collect())
     }
 
     #[test]
