@@ -211,7 +211,8 @@ impl Session {
     /// Runs `tokens` as one batch, which a graphics debugger captures: one that the program was started under, Xcode
     /// (with `MTL_CAPTURE_ENABLED=1`) on Apple's systems and RenderDoc elsewhere, for which wgpu must be compiled with
     /// debug assertions. All that the debugger shows has a name, and each dispatch those of its step and kernel. Says
-    /// whether there was such a debugger; without one the batch runs all the same, and the log has the reason.
+    /// whether there was such a debugger; without one the batch runs all the same, and the log has the reason. On Metal
+    /// it says that there was one even where there was none: wgpu does not ask.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the device is not a GPU, else as [`Session::observe`].

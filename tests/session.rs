@@ -269,8 +269,9 @@ fn captured_batch_gives_the_logits_of_eval() {
     let mut captured = engine.session().unwrap();
     for n_tokens in [1, 20, 1, 3] {
         let tokens = tokens(n_tokens);
-        // Nothing captures here: no debugger has started the tests.
-        assert!(!captured.capture(&tokens).unwrap());
+        let has_captured = captured.capture(&tokens).unwrap();
+        // No debugger has started the tests, but wgpu does not ask Metal for one.
+        assert!(!has_captured || cfg!(target_vendor = "apple"));
         let expected = plain.eval(&tokens).unwrap();
         assert_eq!(captured.eval(&[]).unwrap(), expected, "{n_tokens} tokens");
     }
