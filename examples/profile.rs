@@ -63,13 +63,11 @@ fn profile() -> Result {
         session.eval(before)?;
     }
     if capture {
-        let message = match session.capture(tokens)? {
-            true => "captured",
-            false => {
-                "no graphics debugger: start this in Xcode, or built with debug assertions in RenderDoc"
-            }
-        };
-        writeln!(io::stderr(), "{message}")?;
+        if !session.capture(tokens)? {
+            let how = "start this in Xcode, or built with debug assertions in RenderDoc";
+            return Err(format!("no graphics debugger: {how}").into());
+        }
+        writeln!(io::stderr(), "captured")?;
         return Ok(());
     }
 

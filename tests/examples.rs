@@ -2,6 +2,7 @@
 
 #[path = "support/example.rs"]
 mod example;
+mod support;
 #[path = "support/tiny.rs"]
 mod tiny;
 
@@ -195,6 +196,38 @@ fn profile_has_a_line_for_each_kind_of_step() {
     assert_eq!(row("484")[1], "dispatches:");
     assert_eq!(row("unprofiled")[0], "unprofiled,");
     assert_fails(&run("profile", &["--pp", "0"]), 1, &["--pp 0"]);
+}
+
+#[test]
+fn profile_without_a_debugger_to_capture_it_fails() {
+    if support::gpu().is_none() {
+        return;
+    }
+    if cfg!(target_vendor = "apple") {
+        return support::skipped("Metal is not asked whether a debugger is there");
+    }
+    let model = model_file("captured.gguf", tiny::llama(WeightType::F32, None));
+    let mut command = example("profile");
+    // A driver that comes with a C library of its own serves only programs that are started through its loader.
+    command
+        .env_remove("VK_DRIVER_FILES")
+        .env_remove("VK_ICD_FILENAMES");
+    command.args([
+        "--model",
+        &model,
+        "--device",
+        "gpu",
+        "--tg",
+        "3",
+        "--capture",
+    ]);
+    let output = command.output().unwrap();
+    if stderr(&output).contains("no such device") {
+        return support::skipped(
+            "the driver of these tests serves no examples, and there is no other",
+        );
+    }
+    assert_fails(&output, 1, &["no graphics debugger"]);
 }
 
 #[test]
