@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use support::{Result, options};
 use trueshot::measure::Bench;
 use trueshot::plan::layer_and_name;
-use trueshot::{Clock, Device, DeviceInfo, GpuChoice, Profile, Session};
+use trueshot::{Clock, Device, DeviceInfo, GpuChoice, Profile, Sentinels, Session};
 
 const ABOUT: &str = "\
 profile: where the time of a token or of a prompt goes, a line for each kind of step; and the memory in use
 
 usage: cargo run --release --example profile -- [OPTIONS]
+
+It is the model's own work: no sentinels look at it, unless --sentinels asks for them.
 
   --tg N             a token behind N others [128]
   --pp N             a prompt of N tokens, at most one batch, from an empty cache instead
@@ -50,6 +52,7 @@ fn profile() -> Result {
     }
     let (n_before, n_tokens) = pp.map_or((tg, 1), |n_tokens| (0, n_tokens));
     options.context = options.context.or(Some(n_before + n_tokens));
+    options.sentinels = options.sentinels.or(Some(Sentinels::Off));
     let (model, gguf) = options.open()?;
     let engine = options.build(gguf)?;
     let device = engine.device_info().clone();

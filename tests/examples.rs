@@ -199,6 +199,27 @@ fn profile_has_a_line_for_each_kind_of_step() {
 }
 
 #[test]
+fn profile_is_of_a_model_that_is_not_watched_unless_asked() {
+    let ty = WeightType::F32;
+    let (n_vocab, width) = (tiny::vocabulary().len(), 64);
+    // Sentinels refuse what the layers make of it, and the logits are sound.
+    let writer = tiny::altered(ty, None, &|name, values| {
+        if name == "token_embd.weight" {
+            values.chunks_exact_mut(width).for_each(|row| row[9] = 1e18);
+        }
+    });
+    let output = ty.encode(&vec![0.5; n_vocab * width]);
+    let writer = writer.tensor("output.weight", vec![n_vocab, width], ty, output);
+    let model = model_file("watched.gguf", writer.unwrap());
+    let args = [
+        "--model", &model, "--device", "cpu", "--pp", "3", "--repeat", "1",
+    ];
+    assert_succeeds(&run("profile", &args));
+    let watched = run("profile", &[&args[..], &["--sentinels", "1"]].concat());
+    assert_fails(&watched, 1, &["blk.0.l_out"]);
+}
+
+#[test]
 fn profile_without_a_debugger_to_capture_it_fails() {
     if support::gpu().is_none() {
         return;

@@ -49,7 +49,7 @@ pub struct Options {
     pub weights: WeightStorage,
     pub kv: KvType,
     pub activations: Activations,
-    pub sentinels: Sentinels,
+    pub sentinels: Option<Sentinels>,
     pub cache: Option<PathBuf>,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
@@ -71,7 +71,7 @@ impl Options {
             weights: WeightStorage::Native,
             kv: KvType::F16,
             activations: Activations::Auto,
-            sentinels: Sentinels::default(),
+            sentinels: None,
             cache: None,
             prompt: None,
             generate: GenerateOptions::default(),
@@ -114,7 +114,7 @@ impl Options {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
             "activations" => self.activations = value(name, parser)?,
-            "sentinels" => self.sentinels = value(name, parser)?,
+            "sentinels" => self.sentinels = Some(value(name, parser)?),
             "cache" => self.cache = Some(parser.value()?.into()),
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
@@ -155,11 +155,13 @@ impl Options {
             .weights(self.weights)
             .kv(self.kv)
             .activations(self.activations)
-            .sentinels(self.sentinels)
             .progress(progress());
         if let Some(folder) = &self.cache {
             let folder = Some(folder.clone()).filter(|folder| folder != Path::new("none"));
             builder = builder.cache_folder(folder);
+        }
+        if let Some(sentinels) = self.sentinels {
+            builder = builder.sentinels(sentinels);
         }
         if let Some(tokens) = self.context {
             builder = builder.context_length(tokens);
