@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{env, fs, io, process};
 
 /// The user's folder for such files; `None` where the platform does not say where that is.
@@ -68,7 +69,11 @@ impl CacheFile {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let unfinished = self.path.with_extension(format!("{}.part", process::id()));
+        // Threads of this process may write the same file, as other processes may.
+        static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
+        let number = N_WRITTEN.fetch_add(1, Ordering::Relaxed);
+        let extension = format!("{}.{number}.part", process::id());
+        let unfinished = self.path.with_extension(extension);
         let bytes = [&self.checksum(contents), contents].concat();
         fs::write(&unfinished, bytes)
             .and_then(|()| fs::rename(&unfinished, &self.path))
@@ -130,6 +135,26 @@ mod tests {
             fs::write(&file.path, &bad).unwrap();
             assert_eq!(file.read(), None, "byte {cut}");
         }
+    }
+
+    #[test]
+    fn contents_are_whole_while_two_threads_write() {
+        let folder = Folder::new("threads");
+        let file = CacheFile::new(&folder.0, "test.bin", "key".to_owned());
+        let contents = [vec![1; 1 << 18], vec![2; 1 << 17]];
+        std::thread::scope(|scope| {
+            for mine in &contents {
+                scope.spawn(|| {
+                    for round in 0..100 {
+                        file.write(mine);
+                        let found = file.read();
+                        let is_whole = found.is_some_and(|found| contents.contains(&found));
+                        assert!(is_whole, "round {round}");
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
     }
 
     #[test]
