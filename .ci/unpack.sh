@@ -16,7 +16,7 @@ fi
 # that the packages come with everything they depend on.
 apt=$folder/apt
 mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep --max-count 1 -E '/debian/?$')
-mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$folder/root"
+mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
 : > "$apt/status"
 for release in $releases; do
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
@@ -39,5 +39,8 @@ packages=$(apt-get --simulate --target-release "${releases##* }" install $wanted
 cd "$apt/cache"
 # shellcheck disable=SC2086
 apt-get -qq download $packages $alone
-for package in *.deb; do dpkg-deb --extract "$package" "$folder/root"; done
+# What is interrupted leaves no root that looks complete.
+rm -rf "$folder/root" "$folder/root.part"
+for package in *.deb; do dpkg-deb --extract "$package" "$folder/root.part"; done
+mv "$folder/root.part" "$folder/root"
 rm -rf "$apt"
