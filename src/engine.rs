@@ -381,7 +381,7 @@ impl EngineBuilder {
         self
     }
 
-    /// How often sessions look for results that cannot be right; every 16th token without this.
+    /// How often sessions look for results that cannot be right; every 32nd token without this.
     pub fn sentinels(mut self, sentinels: Sentinels) -> Self {
         self.sentinels = sentinels;
         self

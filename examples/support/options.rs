@@ -24,7 +24,7 @@ Options of every example:
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
-  --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [16]
+  --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [32]
   --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
                      [that of the user]
   --prompt TEXT

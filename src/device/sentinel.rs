@@ -20,9 +20,9 @@ pub enum Sentinels {
 }
 
 impl Default for Sentinels {
-    /// Every 16th token. On a GPU a watched token has one more dispatch for each layer.
+    /// Every 32nd token. On a GPU a watched token has one more dispatch for each layer.
     fn default() -> Self {
-        Sentinels::Every(16)
+        Sentinels::Every(32)
     }
 }
 

@@ -25,7 +25,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
         weight: true,
         f16: true,
         tile: true,
-        output: true,
         ..Uses::NOTHING
     },
 };

@@ -42,7 +42,8 @@ var<workgroup> weight_tile: array<Element, TILE_OUTPUTS * TILE_STRIDE>;
 // One matrix of each subgroup, side by side: [SUBGROUP_ROWS * SIZE, STAGE_WIDTH].
 const STAGE_WIDTH = SUBGROUP_COLUMNS * SIZE;
 const STAGE_ROWS = SUBGROUP_ROWS * SIZE;
-var<workgroup> stage: array<f32, STAGE_ROWS * STAGE_WIDTH>;
+const STAGE_SIZE = STAGE_ROWS * STAGE_WIDTH;
+var<workgroup> stage: array<f32, STAGE_SIZE>;
 
 // What a thread does in every step.
 struct Task {
@@ -99,7 +100,7 @@ fn main(
         n_units - TILE_UNITS,
     );
 
-    for (var i = thread; i < STAGE_ROWS * STAGE_WIDTH; i += N_THREADS) {
+    for (var i = thread; i < STAGE_SIZE; i += N_THREADS) {
         stage[i] = 0.0;
     }
     workgroupBarrier();
@@ -183,17 +184,56 @@ fn put_eight(at: u32, eight: EightHalves) {
 
 // Stores what there is of the matrix that every subgroup has at a row and a column of its block.
 fn finish(sum: MatC, block_row: u32, block_column: u32, place: Place) {
-    let at = place.stage_at;
+    let stage_at = place.stage_at;
     let stride = STAGE_WIDTH;
-    coopStoreT(sum, &stage[at], stride);
+    coopStoreT(sum, &stage[stage_at], stride);
     workgroupBarrier();
     let first_row = place.first_row + block_row * STAGE_ROWS;
     let first_output = place.first_j + block_column * STAGE_WIDTH;
-    for (var i = place.thread; i < STAGE_ROWS * STAGE_WIDTH; i += N_THREADS) {
-        let row = first_row + i / STAGE_WIDTH;
-        let output = first_output + i % STAGE_WIDTH;
-        if row < place.n_rows && output < p.matrix.n_rows {
-            write(row, output, stage[i] * scales[row], added(row, output));
+    for (var i = place.thread; i < STAGE_SIZE; i += 4u * N_THREADS) {
+        let staged = i + vec4(0u, 1u, 2u, 3u) * N_THREADS;
+        let rows = first_row + staged / STAGE_WIDTH;
+        let outputs = first_output + staged % STAGE_WIDTH;
+        // All loads come before the stores: for all that a compiler knows, a load behind a store might read what
+        // that wrote, and so wait for it. What is behind the last repeats it, unused.
+        let source = min(staged, vec4(STAGE_SIZE - 1u));
+        let row = min(rows, vec4(place.n_rows - 1u));
+        let column = p.matrix.first_row + min(outputs, vec4(p.matrix.n_rows - 1u));
+        let at = row * p.dst_stride + column;
+        let exists = (staged < vec4(STAGE_SIZE)) & (rows < vec4(place.n_rows)) & (outputs < vec4(p.matrix.n_rows));
+        var value = vec4(stage[source.x], stage[source.y], stage[source.z], stage[source.w])
+            * vec4(scales[row.x], scales[row.y], scales[row.z], scales[row.w]);
+        if p.has_bias == 1u {
+            value += vec4(bias[column.x], bias[column.y], bias[column.z], bias[column.w]);
+        }
+        // It is added to what is rounded already, as a step of its own would.
+        if p.has_residual == 1u {
+            let addend = vec4(residual[at.x], residual[at.y], residual[at.z], residual[at.w]);
+            if exists.x {
+                product[at.x] = value.x;
+            }
+            if exists.y {
+                product[at.y] = value.y;
+            }
+            if exists.z {
+                product[at.z] = value.z;
+            }
+            if exists.w {
+                product[at.w] = value.w;
+            }
+            value += addend;
+        }
+        if exists.x {
+            dst[at.x] = value.x;
+        }
+        if exists.y {
+            dst[at.y] = value.y;
+        }
+        if exists.z {
+            dst[at.z] = value.z;
+        }
+        if exists.w {
+            dst[at.w] = value.w;
         }
     }
     workgroupBarrier();
