@@ -14,8 +14,8 @@ mod writer;
 
 use std::path::Path;
 
-pub(crate) use blocks::MOST_SCALES;
 pub use blocks::WeightType;
+pub(crate) use blocks::{LEVELS_IQ3_S, LEVELS_IQ3_XXS, MOST_SCALES, unpacked, words};
 pub use metadata::Metadata;
 pub use tensor::{TensorInfo, TensorType};
 pub use value::{Array, Value};

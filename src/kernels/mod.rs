@@ -252,7 +252,7 @@ impl Kernel {
             }
             if self.uses.tile {
                 source += include_str!("common/f16.wgsl");
-                source += if is_quantised {
+                source += if is_quantised && !repack::has_codebook(variant.weight) {
                     include_str!("common/decode8_f16.wgsl")
                 } else {
                     include_str!("common/decode8_f16_float.wgsl")

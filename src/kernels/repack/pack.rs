@@ -3,7 +3,7 @@
 //! The blocks' layouts are ggml's: the `block_*` structs of `ggml-common.h`, read as the
 //! `dequantize_row_*` functions of `ggml-quants.c` do.
 
-use super::{Shard, UNIT};
+use super::{Shard, UNIT, codebooks};
 use crate::gguf::WeightType;
 use std::array;
 
@@ -88,21 +88,28 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[fourth..], i, half(block, 104));
             }
         }
+        WeightType::IQ3_XXS
+        | WeightType::IQ3_S
+        | WeightType::IQ2_XXS
+        | WeightType::IQ2_XS
+        | WeightType::IQ2_S
+        | WeightType::IQ1_S
+        | WeightType::IQ1_M => codebooks::pack(shard, blocks, words),
     }
 }
 
 /// The `i`-th little-endian `u32` of some bytes.
-fn word(bytes: &[u8], i: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
     u32::from_le_bytes(array::from_fn(|k| bytes[i * 4 + k]))
 }
 
 /// The `i`-th little-endian `u16` of some bytes.
-fn half(bytes: &[u8], i: usize) -> u32 {
+pub(super) fn half(bytes: &[u8], i: usize) -> u32 {
     u32::from(bytes[i * 2]) | u32::from(bytes[i * 2 + 1]) << 8
 }
 
 /// Sets the `i`-th half of zeroed words.
-fn put_half(words: &mut [u32], i: usize, half: u32) {
+pub(super) fn put_half(words: &mut [u32], i: usize, half: u32) {
     words[i / 2] |= half << (16 * (i % 2));
 }
 

@@ -7,6 +7,8 @@ values of other sizes say nothing more), and rows of real models.
 
     make_blocks.py MODEL.gguf ... > blocks.json
 
+Types with codebooks have random blocks only, from a seed of their own, and come last.
+
 The file in the repository was made from SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m.Q4_K_M.gguf
 with gguf 0.19.0.
 """
@@ -34,8 +36,20 @@ TYPES = {
     "Q5_K": [0, 2],
     "Q6_K": [208],
 }
+# Types with codebooks; the byte offsets of the f16 scales, or where its four parts are the highest four bits
+# of 16, the lowest first.
+CODEBOOK_TYPES = {
+    "IQ3_XXS": [0],
+    "IQ3_S": [0],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ2_S": [0],
+    "IQ1_S": [0],
+    "IQ1_M": [48, 50, 52, 54],
+}
 LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
 BLOCKS_OF_A_TYPE = 6
+BLOCKS_WITH_CODEBOOK = 3
 # Floats are blocks of one; this many make a case.
 FLOATS_OF_A_CASE = 32
 
@@ -76,6 +90,22 @@ def random_cases(type_name, scale_offsets, rng):
     return [case(type_name, block[None]) for block in blocks]
 
 
+def codebook_cases(type_name, scale_offsets):
+    type_id = GGMLQuantizationType[type_name]
+    rng = np.random.default_rng([1, type_id])
+    block_bytes = GGML_QUANT_SIZES[type_id][1]
+    blocks = rng.integers(0, 256, (BLOCKS_WITH_CODEBOOK, block_bytes), dtype=np.uint8)
+    scales = rng.uniform(-0.1, 0.1, BLOCKS_WITH_CODEBOOK).astype("<f2").view("<u2")
+    for part, offset in enumerate(scale_offsets):
+        if len(scale_offsets) == 1:
+            halves = scales
+        else:
+            low = blocks[:, offset : offset + 2].copy().view("<u2").reshape(-1) & 0xFFF
+            halves = low | (scales >> (4 * part) & 15) << 12
+        blocks[:, offset : offset + 2] = halves.astype("<u2").reshape(-1, 1).view(np.uint8)
+    return [case(type_name, block[None]) for block in blocks]
+
+
 def model_cases(path):
     """The first, a middle and the last block of some tensors of each weight type."""
     by_type = {}
@@ -100,6 +130,7 @@ def main():
     rng = np.random.default_rng(1)
     cases = [c for name, offsets in TYPES.items() for c in random_cases(name, offsets, rng)]
     cases += [c for path in sys.argv[1:] for c in model_cases(path)]
+    cases += [c for name, offsets in CODEBOOK_TYPES.items() for c in codebook_cases(name, offsets)]
     print("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]")
 
 

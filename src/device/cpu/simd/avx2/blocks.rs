@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "vector loads")]
 
-use super::store_f32;
+use super::{load, store_f32};
 use crate::gguf::WeightType;
 use std::arch::x86_64::*;
 
@@ -73,6 +73,13 @@ pub(super) fn fold_groups<S>(
                 each(state, 8 * i + group, weights)
             })
         }),
+        WeightType::IQ3_XXS => fold_decoded::<_, 98>(ty, bytes, state, each),
+        WeightType::IQ3_S => fold_decoded::<_, 110>(ty, bytes, state, each),
+        WeightType::IQ2_XXS => fold_decoded::<_, 66>(ty, bytes, state, each),
+        WeightType::IQ2_XS => fold_decoded::<_, 74>(ty, bytes, state, each),
+        WeightType::IQ2_S => fold_decoded::<_, 82>(ty, bytes, state, each),
+        WeightType::IQ1_S => fold_decoded::<_, 50>(ty, bytes, state, each),
+        WeightType::IQ1_M => fold_decoded::<_, 56>(ty, bytes, state, each),
     }
 }
 
@@ -94,6 +101,25 @@ fn fold_blocks<S, const BYTES: usize>(
         state = each(state, i, block);
     }
     state
+}
+
+/// Folds blocks of 256 weights that the file's decoder decodes.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fold_decoded<S, const BYTES: usize>(
+    ty: WeightType,
+    bytes: &[u8],
+    state: S,
+    mut each: impl FnMut(S, usize, Group) -> S,
+) -> S {
+    let mut weights = [0.0; 256];
+    fold_blocks(bytes, state, |mut state, i, block: &[u8; BYTES]| {
+        ty.decode(block, &mut weights);
+        let (groups, _) = weights.as_chunks::<GROUP>();
+        for (group, weights) in groups.iter().enumerate() {
+            state = each(state, 8 * i + group, load(weights));
+        }
+        state
+    })
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
