@@ -150,6 +150,7 @@ impl From<WeightType> for TensorType {
             WeightType::Q4_K => TensorType::Q4_K,
             WeightType::Q5_K => TensorType::Q5_K,
             WeightType::Q6_K => TensorType::Q6_K,
+            WeightType::Q2_K => TensorType::Q2_K,
         }
     }
 }

@@ -248,6 +248,10 @@ impl Kernel {
             source += repack::decoder(variant.weight);
             let is_quantised = variant.weight.block_len() > 1;
             if is_quantised {
+                source += match repack::has_two_offsets(variant.weight) {
+                    true => include_str!("common/offset_halves.wgsl"),
+                    false => include_str!("common/offset.wgsl"),
+                };
                 source += include_str!("common/decode8.wgsl");
             }
             if self.uses.tile {
@@ -279,6 +283,10 @@ impl Kernel {
             };
             if variant.src != Src::F32 {
                 source += include_str!("common/dot_int8.wgsl");
+                source += match repack::has_two_offsets(variant.weight) {
+                    true => include_str!("common/offset_halves_int8.wgsl"),
+                    false => include_str!("common/offset_int8.wgsl"),
+                };
             }
             if variant.src == Src::Norm {
                 let first = 2 + self.bindings.len();

@@ -6,6 +6,7 @@
 
 mod floats;
 mod k_scales;
+mod q2_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -49,11 +50,13 @@ pub enum WeightType {
     Q5_K,
     /// 6 bits, an 8-bit scale for each 16, which has a scale for each 256.
     Q6_K,
+    /// 2 bits, a 4-bit scale and minimum for each 16, which have scales for each 256.
+    Q2_K,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 11] = [
+    pub const ALL: [WeightType; 12] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -65,6 +68,7 @@ impl WeightType {
         WeightType::Q4_K,
         WeightType::Q5_K,
         WeightType::Q6_K,
+        WeightType::Q2_K,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -108,6 +112,7 @@ impl WeightType {
             WeightType::Q4_K => decode_blocks(bytes, out, q4_k::decode_block),
             WeightType::Q5_K => decode_blocks(bytes, out, q5_k::decode_block),
             WeightType::Q6_K => decode_blocks(bytes, out, q6_k::decode_block),
+            WeightType::Q2_K => decode_blocks(bytes, out, q2_k::decode_block),
         }
     }
 
@@ -139,6 +144,7 @@ impl WeightType {
             WeightType::Q4_K => encode_blocks(weights, q4_k::encode_block),
             WeightType::Q5_K => encode_blocks(weights, q5_k::encode_block),
             WeightType::Q6_K => encode_blocks(weights, q6_k::encode_block),
+            WeightType::Q2_K => encode_blocks(weights, q2_k::encode_block),
         }
     }
 }
@@ -264,6 +270,7 @@ mod tests {
             WeightType::Q4_K => 2.0 / 15.0 * (1.0 + 2.0 / 63.0),
             WeightType::Q5_K => 2.0 / 31.0 * (1.0 + 2.0 / 63.0),
             WeightType::Q6_K => 1.0 / 31.0 * (1.0 + 2.0 / 127.0),
+            WeightType::Q2_K => 2.0 / 3.0 * (1.0 + 2.0 / 15.0),
         };
         largest * steps_of_largest / 2.0
     }

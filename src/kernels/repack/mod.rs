@@ -42,7 +42,13 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
         WeightType::Q4_K => include_str!("../blocks/q4_k.wgsl"),
         WeightType::Q5_K => include_str!("../blocks/q5_k.wgsl"),
         WeightType::Q6_K => include_str!("../blocks/q6_k.wgsl"),
+        WeightType::Q2_K => include_str!("../blocks/q2_k.wgsl"),
     }
+}
+
+/// Whether the two halves of a unit have offsets of their own.
+pub(crate) fn has_two_offsets(ty: WeightType) -> bool {
+    ty == WeightType::Q2_K
 }
 
 /// Bits that a unit takes in each plane.
@@ -58,6 +64,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q4_K => &[128, 16],
         WeightType::Q5_K => &[128, 16, 32],
         WeightType::Q6_K => &[128, 64, 16, 2],
+        WeightType::Q2_K => &[64, 16, 4],
     }
 }
 

@@ -88,6 +88,14 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[fourth..], i, half(block, 104));
             }
         }
+        WeightType::Q2_K => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[16..80]);
+                let scales: [u32; 4] = array::from_fn(|k| word(block, k));
+                words[second + i * 4..][..4].copy_from_slice(&scales);
+                words[third + i] = word(&block[80..], 0);
+            }
+        }
     }
 }
 
@@ -165,13 +173,25 @@ fn nibbles_q6_k(block: &[u8], unit: usize) -> [u32; 8] {
     array::from_fn(|i| (word(bytes, i) >> (unit % 4 / 2 * 4)) & 0x0f0f_0f0f)
 }
 
-/// The high bits of a unit of Q6_K, 16 weights a word. Half a block has 32 bytes of them, two bits
-/// of each for each of its four units.
+/// The high bits of a unit of Q6_K, 16 weights a word.
 fn highs_q6_k(block: &[u8], unit: usize) -> [u32; 2] {
-    let bytes = &block[128 + unit / 4 * 32..];
+    two_bits(&block[128 + unit / 4 * 32..], unit % 4)
+}
+
+/// Two bits of each weight of eight units, 16 weights a word. Half a block has 32 bytes of them, two bits
+/// of each for each of its four units.
+fn put_two_bits(words: &mut [u32], first_unit: usize, bytes: &[u8]) {
+    for unit in 0..8 {
+        let unit_words = two_bits(&bytes[unit / 4 * 32..], unit % 4);
+        words[(first_unit + unit) * 2..][..2].copy_from_slice(&unit_words);
+    }
+}
+
+/// The two bits that each of 32 bytes has of one of four units.
+fn two_bits(bytes: &[u8], unit: usize) -> [u32; 2] {
     array::from_fn(|k| {
         (0..4).fold(0, |bits, f| {
-            bits | ((word(bytes, k * 4 + f) >> (unit % 4 * 2)) & 0x0303_0303) << (2 * f)
+            bits | ((word(bytes, k * 4 + f) >> (unit * 2)) & 0x0303_0303) << (2 * f)
         })
     })
 }
@@ -319,5 +339,23 @@ mod tests {
             (words[48], words[51], words[52]),
             (0x0302_0100, 0x0f0e_0d0c, 0x1234)
         );
+    }
+
+    #[test]
+    fn q2_k_keeps_quants_and_scales_in_the_order_of_the_weights() {
+        let mut block = vec![0; 84];
+        block[..16].copy_from_slice(&bytes(16));
+        block[16] = 0b11_10_01_00; // weights 0, 32, 64, 96
+        block[16 + 63] = 0b01_00_00_00; // weight 255
+        block[80..].copy_from_slice(&[0x34, 0x12, 0x78, 0x56]);
+        let words = one_block(WeightType::Q2_K, &block);
+        let set: Vec<_> = (0..16).filter(|i| words[*i] != 0).collect();
+        assert_eq!(set, [2, 4, 6, 15]);
+        assert_eq!(
+            (words[2], words[4], words[6], words[15]),
+            (1, 2, 3, 0x4000_0000)
+        );
+        assert_eq!((words[16], words[19]), (0x0302_0100, 0x0f0e_0d0c));
+        assert_eq!(words[20], 0x5678_1234);
     }
 }

@@ -20,7 +20,7 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-# Name of the weight type, and the byte offsets of the f16 scales of a block.
+# Name of the weight type, and the byte offsets of the f16 scales of a block (MXFP4: of the exponent).
 TYPES = {
     "F32": [],
     "F16": [],
@@ -33,8 +33,9 @@ TYPES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "Q2_K": [80, 82],
 }
-LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
+LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K"}
 BLOCKS_OF_A_TYPE = 6
 # Floats are blocks of one; this many make a case.
 FLOATS_OF_A_CASE = 32
@@ -97,8 +98,12 @@ def model_cases(path):
 
 
 def main():
-    rng = np.random.default_rng(1)
-    cases = [c for name, offsets in TYPES.items() for c in random_cases(name, offsets, rng)]
+    shared = np.random.default_rng(1)
+    cases = []
+    for index, (name, offsets) in enumerate(TYPES.items()):
+        # The first types share a seed. A type that is added changes no other's blocks.
+        rng = shared if index < 11 else np.random.default_rng(GGMLQuantizationType[name].value)
+        cases += random_cases(name, offsets, rng)
     cases += [c for path in sys.argv[1:] for c in model_cases(path)]
     print("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]")
 

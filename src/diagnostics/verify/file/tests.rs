@@ -53,6 +53,7 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::Q4_1 | WeightType::Q5_1 => vec![("d", 0), ("m", 2)],
         WeightType::Q4_K | WeightType::Q5_K => vec![("d", 0), ("dmin", 2)],
         WeightType::Q6_K => vec![("d", 208)],
+        WeightType::Q2_K => vec![("d", 80), ("dmin", 82)],
     }
 }
 

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "vector loads")]
 
-use super::store_f32;
+use super::{load, store_f32};
 use crate::gguf::WeightType;
 use std::arch::x86_64::*;
 
@@ -73,7 +73,27 @@ pub(super) fn fold_groups<S>(
                 each(state, 8 * i + group, weights)
             })
         }),
+        WeightType::Q2_K => fold_decoded::<_, 84, 256>(ty, bytes, state, each),
     }
+}
+
+/// As [`fold_groups`], with the decoder of the file: types without instructions of their own.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fold_decoded<S, const BYTES: usize, const LEN: usize>(
+    ty: WeightType,
+    bytes: &[u8],
+    state: S,
+    mut each: impl FnMut(S, usize, Group) -> S,
+) -> S {
+    fold_blocks(bytes, state, |mut state, i, block: &[u8; BYTES]| {
+        let mut weights = [0.0; LEN];
+        ty.decode(block, &mut weights);
+        for (group, weights) in weights.as_chunks::<GROUP>().0.iter().enumerate() {
+            state = each(state, LEN / GROUP * i + group, load(weights));
+        }
+        state
+    })
 }
 
 /// Folds blocks, and fetches what lies ahead: rows follow each other, and the hardware does not look
