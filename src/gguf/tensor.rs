@@ -151,6 +151,7 @@ impl From<WeightType> for TensorType {
             WeightType::Q5_K => TensorType::Q5_K,
             WeightType::Q6_K => TensorType::Q6_K,
             WeightType::Q2_K => TensorType::Q2_K,
+            WeightType::Q3_K => TensorType::Q3_K,
         }
     }
 }

@@ -7,6 +7,7 @@
 mod floats;
 mod k_scales;
 mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -52,11 +53,13 @@ pub enum WeightType {
     Q6_K,
     /// 2 bits, a 4-bit scale and minimum for each 16, which have scales for each 256.
     Q2_K,
+    /// 3 bits, a 6-bit scale for each 16, which has a scale for each 256.
+    Q3_K,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 12] = [
+    pub const ALL: [WeightType; 13] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -69,6 +72,7 @@ impl WeightType {
         WeightType::Q5_K,
         WeightType::Q6_K,
         WeightType::Q2_K,
+        WeightType::Q3_K,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -113,6 +117,7 @@ impl WeightType {
             WeightType::Q5_K => decode_blocks(bytes, out, q5_k::decode_block),
             WeightType::Q6_K => decode_blocks(bytes, out, q6_k::decode_block),
             WeightType::Q2_K => decode_blocks(bytes, out, q2_k::decode_block),
+            WeightType::Q3_K => decode_blocks(bytes, out, q3_k::decode_block),
         }
     }
 
@@ -145,6 +150,7 @@ impl WeightType {
             WeightType::Q5_K => encode_blocks(weights, q5_k::encode_block),
             WeightType::Q6_K => encode_blocks(weights, q6_k::encode_block),
             WeightType::Q2_K => encode_blocks(weights, q2_k::encode_block),
+            WeightType::Q3_K => encode_blocks(weights, q3_k::encode_block),
         }
     }
 }
@@ -271,6 +277,7 @@ mod tests {
             WeightType::Q5_K => 2.0 / 31.0 * (1.0 + 2.0 / 63.0),
             WeightType::Q6_K => 1.0 / 31.0 * (1.0 + 2.0 / 127.0),
             WeightType::Q2_K => 2.0 / 3.0 * (1.0 + 2.0 / 15.0),
+            WeightType::Q3_K => 1.0 / 3.0 * (1.0 + 2.0 / 31.0),
         };
         largest * steps_of_largest / 2.0
     }

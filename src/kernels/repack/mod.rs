@@ -43,6 +43,7 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
         WeightType::Q5_K => include_str!("../blocks/q5_k.wgsl"),
         WeightType::Q6_K => include_str!("../blocks/q6_k.wgsl"),
         WeightType::Q2_K => include_str!("../blocks/q2_k.wgsl"),
+        WeightType::Q3_K => include_str!("../blocks/q3_k.wgsl"),
     }
 }
 
@@ -65,6 +66,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q5_K => &[128, 16, 32],
         WeightType::Q6_K => &[128, 64, 16, 2],
         WeightType::Q2_K => &[64, 16, 4],
+        WeightType::Q3_K => &[64, 32, 12, 2],
     }
 }
 

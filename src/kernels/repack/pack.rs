@@ -96,6 +96,16 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 words[third + i] = word(&block[80..], 0);
             }
         }
+        WeightType::Q3_K => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[32..96]);
+                for unit in 0..8 {
+                    words[second + i * 8 + unit] = fifth_bits_k(&block[..32], unit);
+                }
+                words[third + i * 3..][..3].copy_from_slice(&scales_q3_k(block));
+                put_half(&mut words[fourth..], i, half(block, 54));
+            }
+        }
     }
 }
 
@@ -194,6 +204,18 @@ fn two_bits(bytes: &[u8], unit: usize) -> [u32; 2] {
             bits | ((word(bytes, k * 4 + f) >> (unit * 2)) & 0x0303_0303) << (2 * f)
         })
     })
+}
+
+/// The scales of Q3_K as `q3_k.wgsl` reads them.
+fn scales_q3_k(block: &[u8]) -> [u32; 3] {
+    let packed = &block[96..108];
+    let low = |i: usize| u32::from(packed[i % 8] >> (i / 8 * 4) & 15);
+    let high = |i: usize| u32::from(packed[8 + i % 4] >> (i / 4 * 2) & 3);
+    [
+        (0..8).fold(0, |word, i| word | low(i) << (4 * i)),
+        (0..8).fold(0, |word, i| word | low(8 + i) << (4 * i)),
+        (0..16).fold(0, |word, i| word | high(i) << (2 * i)),
+    ]
 }
 
 #[cfg(test)]
@@ -357,5 +379,22 @@ mod tests {
         );
         assert_eq!((words[16], words[19]), (0x0302_0100, 0x0f0e_0d0c));
         assert_eq!(words[20], 0x5678_1234);
+    }
+
+    #[test]
+    fn q3_k_regroups_its_scales_by_their_bits() {
+        let mut block = vec![0; 110];
+        block[5] = 0b1000_0001; // third bits of weight 5 of units 0 and 7
+        block[32 + 63] = 0b01_00_00_00; // weight 255
+        // Low bits of scales 0 to 7: 1 to 8, of scales 8 to 15: 15 to 8.
+        (0..8).for_each(|i| block[96 + i] = (i as u8 + 1) | (15 - i as u8) << 4);
+        // High bits of scales 0 to 3: 3, of scales 12 to 15: 2.
+        block[104..108].copy_from_slice(&[0b10_00_00_11; 4]);
+        block[108..].copy_from_slice(&[0x34, 0x12]);
+        let words = one_block(WeightType::Q3_K, &block);
+        assert_eq!(words[15], 0x4000_0000);
+        assert_eq!(words[16..24], [32, 0, 0, 0, 0, 0, 0, 32]);
+        assert_eq!(words[24..27], [0x8765_4321, 0x89ab_cdef, 0xaa00_00ff]);
+        assert_eq!(words[28], 0x1234);
     }
 }

@@ -34,8 +34,9 @@ TYPES = {
     "Q5_K": [0, 2],
     "Q6_K": [208],
     "Q2_K": [80, 82],
+    "Q3_K": [108],
 }
-LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K"}
+LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K", "Q3_K": "q3_K"}
 BLOCKS_OF_A_TYPE = 6
 # Floats are blocks of one; this many make a case.
 FLOATS_OF_A_CASE = 32

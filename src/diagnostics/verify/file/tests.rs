@@ -54,6 +54,7 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::Q4_K | WeightType::Q5_K => vec![("d", 0), ("dmin", 2)],
         WeightType::Q6_K => vec![("d", 208)],
         WeightType::Q2_K => vec![("d", 80), ("dmin", 82)],
+        WeightType::Q3_K => vec![("d", 108)],
     }
 }
 
