@@ -152,6 +152,7 @@ impl From<WeightType> for TensorType {
             WeightType::Q6_K => TensorType::Q6_K,
             WeightType::Q2_K => TensorType::Q2_K,
             WeightType::Q3_K => TensorType::Q3_K,
+            WeightType::IQ4_NL => TensorType::IQ4_NL,
         }
     }
 }

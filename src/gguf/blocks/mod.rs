@@ -5,6 +5,7 @@
 //! so that the results are equal bit for bit. All numbers are little-endian.
 
 mod floats;
+mod iq4_nl;
 mod k_scales;
 mod q2_k;
 mod q3_k;
@@ -55,11 +56,13 @@ pub enum WeightType {
     Q2_K,
     /// 3 bits, a 6-bit scale for each 16, which has a scale for each 256.
     Q3_K,
+    /// 4 bits that choose among 16 values, a scale for each 32.
+    IQ4_NL,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 13] = [
+    pub const ALL: [WeightType; 14] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -73,6 +76,7 @@ impl WeightType {
         WeightType::Q6_K,
         WeightType::Q2_K,
         WeightType::Q3_K,
+        WeightType::IQ4_NL,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -118,6 +122,7 @@ impl WeightType {
             WeightType::Q6_K => decode_blocks(bytes, out, q6_k::decode_block),
             WeightType::Q2_K => decode_blocks(bytes, out, q2_k::decode_block),
             WeightType::Q3_K => decode_blocks(bytes, out, q3_k::decode_block),
+            WeightType::IQ4_NL => decode_blocks(bytes, out, iq4_nl::decode_block),
         }
     }
 
@@ -151,6 +156,7 @@ impl WeightType {
             WeightType::Q6_K => encode_blocks(weights, q6_k::encode_block),
             WeightType::Q2_K => encode_blocks(weights, q2_k::encode_block),
             WeightType::Q3_K => encode_blocks(weights, q3_k::encode_block),
+            WeightType::IQ4_NL => encode_blocks(weights, iq4_nl::encode_block),
         }
     }
 }
@@ -235,6 +241,14 @@ fn quantize(x: f32, step: f32, min: i32, max: i32) -> i32 {
     }
 }
 
+/// Which of the values, times the step, is closest to `x`.
+fn nearest(values: &[i8; 16], x: f32, step: f32) -> u8 {
+    let error = |q: &u8| (step * f32::from(values[usize::from(*q)]) - x).abs();
+    (0..16)
+        .min_by(|a, b| error(a).total_cmp(&error(b)))
+        .unwrap_or(0)
+}
+
 /// The smallest and the largest of the weights and 0.
 fn range_with_zero(weights: &[f32]) -> (f32, f32) {
     weights
@@ -278,6 +292,7 @@ mod tests {
             WeightType::Q6_K => 1.0 / 31.0 * (1.0 + 2.0 / 127.0),
             WeightType::Q2_K => 2.0 / 3.0 * (1.0 + 2.0 / 15.0),
             WeightType::Q3_K => 1.0 / 3.0 * (1.0 + 2.0 / 31.0),
+            WeightType::IQ4_NL => 24.0 / 113.0 * 1.002,
         };
         largest * steps_of_largest / 2.0
     }

@@ -44,6 +44,10 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
         WeightType::Q6_K => include_str!("../blocks/q6_k.wgsl"),
         WeightType::Q2_K => include_str!("../blocks/q2_k.wgsl"),
         WeightType::Q3_K => include_str!("../blocks/q3_k.wgsl"),
+        WeightType::IQ4_NL => concat!(
+            include_str!("../blocks/iq4_values.wgsl"),
+            include_str!("../blocks/iq4_nl.wgsl")
+        ),
     }
 }
 
@@ -67,6 +71,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q6_K => &[128, 64, 16, 2],
         WeightType::Q2_K => &[64, 16, 4],
         WeightType::Q3_K => &[64, 32, 12, 2],
+        WeightType::IQ4_NL => &[128, 16],
     }
 }
 

@@ -106,6 +106,12 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[fourth..], i, half(block, 54));
             }
         }
+        WeightType::IQ4_NL => {
+            for (unit, block) in blocks {
+                put_nibbles(words, unit, nibbles_of_halves(&block[2..]));
+                put_half(&mut words[second..], unit, half(block, 0));
+            }
+        }
     }
 }
 
@@ -396,5 +402,12 @@ mod tests {
         assert_eq!(words[16..24], [32, 0, 0, 0, 0, 0, 0, 32]);
         assert_eq!(words[24..27], [0x8765_4321, 0x89ab_cdef, 0xaa00_00ff]);
         assert_eq!(words[28], 0x1234);
+    }
+
+    #[test]
+    fn iq4_nl_lies_as_q4_0_does() {
+        let block = [&[0x34, 0x12], &counting_nibbles()[..]].concat();
+        let words = one_block(WeightType::IQ4_NL, &block);
+        assert_eq!((&words[..4], words[4]), (&COUNTING[..], 0x1234));
     }
 }
