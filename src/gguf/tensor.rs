@@ -153,6 +153,7 @@ impl From<WeightType> for TensorType {
             WeightType::Q2_K => TensorType::Q2_K,
             WeightType::Q3_K => TensorType::Q3_K,
             WeightType::IQ4_NL => TensorType::IQ4_NL,
+            WeightType::IQ4_XS => TensorType::IQ4_XS,
         }
     }
 }

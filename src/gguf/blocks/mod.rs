@@ -6,6 +6,7 @@
 
 mod floats;
 mod iq4_nl;
+mod iq4_xs;
 mod k_scales;
 mod q2_k;
 mod q3_k;
@@ -58,11 +59,13 @@ pub enum WeightType {
     Q3_K,
     /// 4 bits that choose among 16 values, a scale for each 32.
     IQ4_NL,
+    /// 4 bits that choose among 16 values, a 6-bit scale for each 32, which has a scale for each 256.
+    IQ4_XS,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 14] = [
+    pub const ALL: [WeightType; 15] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -77,6 +80,7 @@ impl WeightType {
         WeightType::Q2_K,
         WeightType::Q3_K,
         WeightType::IQ4_NL,
+        WeightType::IQ4_XS,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -123,6 +127,7 @@ impl WeightType {
             WeightType::Q2_K => decode_blocks(bytes, out, q2_k::decode_block),
             WeightType::Q3_K => decode_blocks(bytes, out, q3_k::decode_block),
             WeightType::IQ4_NL => decode_blocks(bytes, out, iq4_nl::decode_block),
+            WeightType::IQ4_XS => decode_blocks(bytes, out, iq4_xs::decode_block),
         }
     }
 
@@ -157,6 +162,7 @@ impl WeightType {
             WeightType::Q2_K => encode_blocks(weights, q2_k::encode_block),
             WeightType::Q3_K => encode_blocks(weights, q3_k::encode_block),
             WeightType::IQ4_NL => encode_blocks(weights, iq4_nl::encode_block),
+            WeightType::IQ4_XS => encode_blocks(weights, iq4_xs::encode_block),
         }
     }
 }
@@ -293,6 +299,7 @@ mod tests {
             WeightType::Q2_K => 2.0 / 3.0 * (1.0 + 2.0 / 15.0),
             WeightType::Q3_K => 1.0 / 3.0 * (1.0 + 2.0 / 31.0),
             WeightType::IQ4_NL => 24.0 / 113.0 * 1.002,
+            WeightType::IQ4_XS => 24.0 / 113.0 * (1.0 + 2.0 / 31.0),
         };
         largest * steps_of_largest / 2.0
     }

@@ -48,6 +48,10 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
             include_str!("../blocks/iq4_values.wgsl"),
             include_str!("../blocks/iq4_nl.wgsl")
         ),
+        WeightType::IQ4_XS => concat!(
+            include_str!("../blocks/iq4_values.wgsl"),
+            include_str!("../blocks/iq4_xs.wgsl")
+        ),
     }
 }
 
@@ -72,6 +76,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q2_K => &[64, 16, 4],
         WeightType::Q3_K => &[64, 32, 12, 2],
         WeightType::IQ4_NL => &[128, 16],
+        WeightType::IQ4_XS => &[128, 8],
     }
 }
 

@@ -112,6 +112,16 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[second..], unit, half(block, 0));
             }
         }
+        WeightType::IQ4_XS => {
+            for (i, block) in blocks {
+                for unit in 0..8 {
+                    let nibbles = nibbles_of_halves(&block[8 + unit * 16..]);
+                    put_nibbles(words, i * 8 + unit, nibbles);
+                }
+                let scales = [word(block, 0), word(block, 1)];
+                words[second + i * 2..][..2].copy_from_slice(&scales);
+            }
+        }
     }
 }
 
@@ -409,5 +419,15 @@ mod tests {
         let block = [&[0x34, 0x12], &counting_nibbles()[..]].concat();
         let words = one_block(WeightType::IQ4_NL, &block);
         assert_eq!((&words[..4], words[4]), (&COUNTING[..], 0x1234));
+    }
+
+    #[test]
+    fn iq4_xs_keeps_its_scales_as_they_are_in_two_words() {
+        let mut block = vec![0; 136];
+        block[..8].copy_from_slice(&bytes(8));
+        block[8 + 16..][..16].copy_from_slice(&counting_nibbles());
+        let words = one_block(WeightType::IQ4_XS, &block);
+        assert_eq!(words[4..8], COUNTING);
+        assert_eq!(words[32..34], [0x0302_0100, 0x0706_0504]);
     }
 }

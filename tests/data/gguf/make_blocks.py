@@ -36,6 +36,7 @@ TYPES = {
     "Q2_K": [80, 82],
     "Q3_K": [108],
     "IQ4_NL": [0],
+    "IQ4_XS": [0],
 }
 LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K", "Q3_K": "q3_K"}
 BLOCKS_OF_A_TYPE = 6

@@ -56,6 +56,7 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::Q2_K => vec![("d", 80), ("dmin", 82)],
         WeightType::Q3_K => vec![("d", 108)],
         WeightType::IQ4_NL => vec![("d", 0)],
+        WeightType::IQ4_XS => vec![("d", 0)],
     }
 }
 
