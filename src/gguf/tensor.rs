@@ -154,6 +154,7 @@ impl From<WeightType> for TensorType {
             WeightType::Q3_K => TensorType::Q3_K,
             WeightType::IQ4_NL => TensorType::IQ4_NL,
             WeightType::IQ4_XS => TensorType::IQ4_XS,
+            WeightType::MXFP4 => TensorType::MXFP4,
         }
     }
 }

@@ -8,6 +8,7 @@ mod floats;
 mod iq4_nl;
 mod iq4_xs;
 mod k_scales;
+mod mxfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -61,11 +62,13 @@ pub enum WeightType {
     IQ4_NL,
     /// 4 bits that choose among 16 values, a 6-bit scale for each 32, which has a scale for each 256.
     IQ4_XS,
+    /// 4-bit floats, a power of two for each 32.
+    MXFP4,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 15] = [
+    pub const ALL: [WeightType; 16] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -81,6 +84,7 @@ impl WeightType {
         WeightType::Q3_K,
         WeightType::IQ4_NL,
         WeightType::IQ4_XS,
+        WeightType::MXFP4,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -128,6 +132,7 @@ impl WeightType {
             WeightType::Q3_K => decode_blocks(bytes, out, q3_k::decode_block),
             WeightType::IQ4_NL => decode_blocks(bytes, out, iq4_nl::decode_block),
             WeightType::IQ4_XS => decode_blocks(bytes, out, iq4_xs::decode_block),
+            WeightType::MXFP4 => decode_blocks(bytes, out, mxfp4::decode_block),
         }
     }
 
@@ -163,6 +168,7 @@ impl WeightType {
             WeightType::Q3_K => encode_blocks(weights, q3_k::encode_block),
             WeightType::IQ4_NL => encode_blocks(weights, iq4_nl::encode_block),
             WeightType::IQ4_XS => encode_blocks(weights, iq4_xs::encode_block),
+            WeightType::MXFP4 => encode_blocks(weights, mxfp4::encode_block),
         }
     }
 }
@@ -300,6 +306,7 @@ mod tests {
             WeightType::Q3_K => 1.0 / 3.0 * (1.0 + 2.0 / 31.0),
             WeightType::IQ4_NL => 24.0 / 113.0 * 1.002,
             WeightType::IQ4_XS => 24.0 / 113.0 * (1.0 + 2.0 / 31.0),
+            WeightType::MXFP4 => 2.0 / 3.0,
         };
         largest * steps_of_largest / 2.0
     }

@@ -3,7 +3,9 @@
 //! The integers of a block can be anything, but a sound file has no scale that is not finite, or far
 //! beyond those of all other blocks.
 
-use super::{floats, iq4_nl, iq4_xs, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{
+    floats, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
+};
 use crate::gguf::WeightType;
 use bytemuck::Pod;
 
@@ -27,6 +29,7 @@ impl WeightType {
             WeightType::Q3_K => &q3_k::SCALES,
             WeightType::IQ4_NL => &iq4_nl::SCALES,
             WeightType::IQ4_XS => &iq4_xs::SCALES,
+            WeightType::MXFP4 => &mxfp4::SCALES,
         }
     }
 
@@ -50,6 +53,7 @@ impl WeightType {
             WeightType::Q3_K => visit_blocks(row, together, q3_k::scales, visit),
             WeightType::IQ4_NL => visit_blocks(row, together, iq4_nl::scales, visit),
             WeightType::IQ4_XS => visit_blocks(row, together, iq4_xs::scales, visit),
+            WeightType::MXFP4 => visit_blocks(row, together, mxfp4::scales, visit),
         }
     }
 }

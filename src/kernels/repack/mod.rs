@@ -52,6 +52,7 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
             include_str!("../blocks/iq4_values.wgsl"),
             include_str!("../blocks/iq4_xs.wgsl")
         ),
+        WeightType::MXFP4 => include_str!("../blocks/mxfp4.wgsl"),
     }
 }
 
@@ -77,6 +78,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q3_K => &[64, 32, 12, 2],
         WeightType::IQ4_NL => &[128, 16],
         WeightType::IQ4_XS => &[128, 8],
+        WeightType::MXFP4 => &[128, 8],
     }
 }
 
@@ -91,8 +93,8 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since two rows may share a word.
-    pub(crate) const ROW_STEP: usize = 2;
+    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since four rows may share a word.
+    pub(crate) const ROW_STEP: usize = 4;
 
     /// The shards of a matrix of `n_rows` rows, in order, each of at most `max_bytes`; none where
     /// `max_bytes` does not hold one row.
@@ -288,13 +290,13 @@ pub(super) mod tests {
             let shard = Shard {
                 ty,
                 first_row: 5,
-                n_rows: 7,
+                n_rows: 13,
                 n_cols,
             };
-            let file = bytes(7 * ty.row_bytes(n_cols));
-            let whole = repacked(&shard, 8, &file);
-            assert_eq!(repacked(&shard, 2, &file), whole, "{ty:?}");
+            let file = bytes(13 * ty.row_bytes(n_cols));
+            let whole = repacked(&shard, 16, &file);
             assert_eq!(repacked(&shard, 4, &file), whole, "{ty:?}");
+            assert_eq!(repacked(&shard, 8, &file), whole, "{ty:?}");
         }
     }
 

@@ -122,6 +122,12 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 words[second + i * 2..][..2].copy_from_slice(&scales);
             }
         }
+        WeightType::MXFP4 => {
+            for (unit, block) in blocks {
+                put_nibbles(words, unit, nibbles_of_halves(&block[1..]));
+                words[second + unit / 4] |= u32::from(block[0]) << (8 * (unit % 4));
+            }
+        }
     }
 }
 
@@ -429,5 +435,21 @@ mod tests {
         let words = one_block(WeightType::IQ4_XS, &block);
         assert_eq!(words[4..8], COUNTING);
         assert_eq!(words[32..34], [0x0302_0100, 0x0706_0504]);
+    }
+
+    #[test]
+    fn mxfp4_has_the_exponents_of_four_units_in_a_word() {
+        let file: Vec<u8> = (1..7)
+            .flat_map(|e| [&[e], &counting_nibbles()[..]].concat())
+            .collect();
+        let shard = Shard {
+            ty: WeightType::MXFP4,
+            first_row: 0,
+            n_rows: 6,
+            n_cols: 32,
+        };
+        let words = repacked(&shard, 4, &file);
+        assert_eq!(words[20..24], COUNTING);
+        assert_eq!(words[24..26], [0x0403_0201, 0x0605]);
     }
 }

@@ -37,6 +37,7 @@ TYPES = {
     "Q3_K": [108],
     "IQ4_NL": [0],
     "IQ4_XS": [0],
+    "MXFP4": [0],
 }
 LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K", "Q3_K": "q3_K"}
 BLOCKS_OF_A_TYPE = 6
@@ -74,6 +75,9 @@ def random_cases(type_name, scale_offsets, rng):
     if not scale_offsets:
         return [case(type_name, random_floats(type_name, rng).reshape(-1, block_bytes))]
     blocks = rng.integers(0, 256, (BLOCKS_OF_A_TYPE, block_bytes), dtype=np.uint8)
+    if type_name == "MXFP4":
+        blocks[:, 0] = rng.integers(110, 140, BLOCKS_OF_A_TYPE)
+        return [case(type_name, block[None]) for block in blocks]
     for offset in scale_offsets:
         scales = rng.uniform(-0.1, 0.1, (BLOCKS_OF_A_TYPE, 1)).astype("<f2")
         blocks[:, offset : offset + 2] = scales.view(np.uint8)

@@ -57,6 +57,7 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::Q3_K => vec![("d", 108)],
         WeightType::IQ4_NL => vec![("d", 0)],
         WeightType::IQ4_XS => vec![("d", 0)],
+        WeightType::MXFP4 => vec![("e", 0)],
     }
 }
 
@@ -82,7 +83,10 @@ fn a_high_bit_of_a_scale_is_named_with_tensor_row_and_block() {
     for ty in WeightType::ALL {
         for (name, at) in scale_bytes(ty) {
             let (row, block, start) = place(ty);
-            let gguf = damaged(ty, MATRIX, |bytes| bytes[start + at + 1] ^= 0x40);
+            let gguf = damaged(ty, MATRIX, |bytes| match ty {
+                WeightType::MXFP4 => bytes[start] ^= 0x80,
+                _ => bytes[start + at + 1] ^= 0x40,
+            });
             let report = check_file(&gguf, Depth::Full);
             match &faults(&report, MATRIX)[..] {
                 [
@@ -111,8 +115,9 @@ fn a_scale_that_is_not_finite_is_named_with_tensor_row_and_block() {
         for (name, at) in scale_bytes(ty) {
             for exponent in [[0x80, 0x7f], [0xff, 0xff], [0x80, 0xff]] {
                 let (row, block, start) = place(ty);
-                let gguf = damaged(ty, MATRIX, |bytes| {
-                    bytes[start + at..][..2].copy_from_slice(&exponent);
+                let gguf = damaged(ty, MATRIX, |bytes| match ty {
+                    WeightType::MXFP4 => bytes[start] = 0xff,
+                    _ => bytes[start + at..][..2].copy_from_slice(&exponent),
                 });
                 match &faults(&check_file(&gguf, Depth::Full), MATRIX)[..] {
                     [TensorFault::NotFinite { scale, count: 1 }] => {
