@@ -155,6 +155,7 @@ impl From<WeightType> for TensorType {
             WeightType::IQ4_NL => TensorType::IQ4_NL,
             WeightType::IQ4_XS => TensorType::IQ4_XS,
             WeightType::MXFP4 => TensorType::MXFP4,
+            WeightType::TQ1_0 => TensorType::TQ1_0,
         }
     }
 }

@@ -20,6 +20,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod scales;
+mod tq1_0;
 
 pub(crate) use scales::MOST_SCALES;
 
@@ -64,11 +65,13 @@ pub enum WeightType {
     IQ4_XS,
     /// 4-bit floats, a power of two for each 32.
     MXFP4,
+    /// -1, 0 or 1, five in a byte, a scale for each 256.
+    TQ1_0,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 16] = [
+    pub const ALL: [WeightType; 17] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -85,6 +88,7 @@ impl WeightType {
         WeightType::IQ4_NL,
         WeightType::IQ4_XS,
         WeightType::MXFP4,
+        WeightType::TQ1_0,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -133,6 +137,7 @@ impl WeightType {
             WeightType::IQ4_NL => decode_blocks(bytes, out, iq4_nl::decode_block),
             WeightType::IQ4_XS => decode_blocks(bytes, out, iq4_xs::decode_block),
             WeightType::MXFP4 => decode_blocks(bytes, out, mxfp4::decode_block),
+            WeightType::TQ1_0 => decode_blocks(bytes, out, tq1_0::decode_block),
         }
     }
 
@@ -169,6 +174,7 @@ impl WeightType {
             WeightType::IQ4_NL => encode_blocks(weights, iq4_nl::encode_block),
             WeightType::IQ4_XS => encode_blocks(weights, iq4_xs::encode_block),
             WeightType::MXFP4 => encode_blocks(weights, mxfp4::encode_block),
+            WeightType::TQ1_0 => encode_blocks(weights, tq1_0::encode_block),
         }
     }
 }
@@ -307,6 +313,7 @@ mod tests {
             WeightType::IQ4_NL => 24.0 / 113.0 * 1.002,
             WeightType::IQ4_XS => 24.0 / 113.0 * (1.0 + 2.0 / 31.0),
             WeightType::MXFP4 => 2.0 / 3.0,
+            WeightType::TQ1_0 => 1.002,
         };
         largest * steps_of_largest / 2.0
     }

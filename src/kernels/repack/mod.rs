@@ -53,6 +53,7 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
             include_str!("../blocks/iq4_xs.wgsl")
         ),
         WeightType::MXFP4 => include_str!("../blocks/mxfp4.wgsl"),
+        WeightType::TQ1_0 => include_str!("../blocks/tq1_0.wgsl"),
     }
 }
 
@@ -79,6 +80,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::IQ4_NL => &[128, 16],
         WeightType::IQ4_XS => &[128, 8],
         WeightType::MXFP4 => &[128, 8],
+        WeightType::TQ1_0 => &[48, 4, 2],
     }
 }
 

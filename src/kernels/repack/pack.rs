@@ -128,6 +128,14 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 words[second + unit / 4] |= u32::from(block[0]) << (8 * (unit % 4));
             }
         }
+        WeightType::TQ1_0 => {
+            for (i, block) in blocks {
+                let quants: [u32; 12] = array::from_fn(|k| word(block, k));
+                words[i * 12..][..12].copy_from_slice(&quants);
+                words[second + i] = word(block, 12);
+                put_half(&mut words[third..], i, half(block, 26));
+            }
+        }
     }
 }
 
@@ -451,5 +459,12 @@ mod tests {
         let words = repacked(&shard, 4, &file);
         assert_eq!(words[20..24], COUNTING);
         assert_eq!(words[24..26], [0x0403_0201, 0x0605]);
+    }
+
+    #[test]
+    fn tq1_0_keeps_its_bytes_apart_by_their_digits() {
+        let words = one_block(WeightType::TQ1_0, &bytes(54));
+        assert_eq!((words[0], words[11]), (0x0302_0100, 0x2f2e_2d2c));
+        assert_eq!((words[12], words[16]), (0x3332_3130, 0x3534));
     }
 }

@@ -78,6 +78,7 @@ pub(super) fn fold_groups<S>(
         WeightType::IQ4_NL => fold_decoded::<_, 18, 32>(ty, bytes, state, each),
         WeightType::IQ4_XS => fold_decoded::<_, 136, 256>(ty, bytes, state, each),
         WeightType::MXFP4 => fold_decoded::<_, 17, 32>(ty, bytes, state, each),
+        WeightType::TQ1_0 => fold_decoded::<_, 54, 256>(ty, bytes, state, each),
     }
 }
 
