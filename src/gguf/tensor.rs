@@ -156,6 +156,7 @@ impl From<WeightType> for TensorType {
             WeightType::IQ4_XS => TensorType::IQ4_XS,
             WeightType::MXFP4 => TensorType::MXFP4,
             WeightType::TQ1_0 => TensorType::TQ1_0,
+            WeightType::TQ2_0 => TensorType::TQ2_0,
         }
     }
 }

@@ -21,6 +21,7 @@ mod q6_k;
 mod q8_0;
 mod scales;
 mod tq1_0;
+mod tq2_0;
 
 pub(crate) use scales::MOST_SCALES;
 
@@ -67,11 +68,13 @@ pub enum WeightType {
     MXFP4,
     /// -1, 0 or 1, five in a byte, a scale for each 256.
     TQ1_0,
+    /// -1, 0 or 1, two bits each, a scale for each 256.
+    TQ2_0,
 }
 
 impl WeightType {
     /// Every weight type.
-    pub const ALL: [WeightType; 17] = [
+    pub const ALL: [WeightType; 18] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
@@ -89,6 +92,7 @@ impl WeightType {
         WeightType::IQ4_XS,
         WeightType::MXFP4,
         WeightType::TQ1_0,
+        WeightType::TQ2_0,
     ];
 
     /// ggml's name of the type, e.g. `q4_K`.
@@ -138,6 +142,7 @@ impl WeightType {
             WeightType::IQ4_XS => decode_blocks(bytes, out, iq4_xs::decode_block),
             WeightType::MXFP4 => decode_blocks(bytes, out, mxfp4::decode_block),
             WeightType::TQ1_0 => decode_blocks(bytes, out, tq1_0::decode_block),
+            WeightType::TQ2_0 => decode_blocks(bytes, out, tq2_0::decode_block),
         }
     }
 
@@ -175,6 +180,7 @@ impl WeightType {
             WeightType::IQ4_XS => encode_blocks(weights, iq4_xs::encode_block),
             WeightType::MXFP4 => encode_blocks(weights, mxfp4::encode_block),
             WeightType::TQ1_0 => encode_blocks(weights, tq1_0::encode_block),
+            WeightType::TQ2_0 => encode_blocks(weights, tq2_0::encode_block),
         }
     }
 }
@@ -314,6 +320,7 @@ mod tests {
             WeightType::IQ4_XS => 24.0 / 113.0 * (1.0 + 2.0 / 31.0),
             WeightType::MXFP4 => 2.0 / 3.0,
             WeightType::TQ1_0 => 1.002,
+            WeightType::TQ2_0 => 1.002,
         };
         largest * steps_of_largest / 2.0
     }

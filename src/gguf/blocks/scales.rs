@@ -5,7 +5,7 @@
 
 use super::{
     floats, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
-    tq1_0,
+    tq1_0, tq2_0,
 };
 use crate::gguf::WeightType;
 use bytemuck::Pod;
@@ -32,6 +32,7 @@ impl WeightType {
             WeightType::IQ4_XS => &iq4_xs::SCALES,
             WeightType::MXFP4 => &mxfp4::SCALES,
             WeightType::TQ1_0 => &tq1_0::SCALES,
+            WeightType::TQ2_0 => &tq2_0::SCALES,
         }
     }
 
@@ -57,6 +58,7 @@ impl WeightType {
             WeightType::IQ4_XS => visit_blocks(row, together, iq4_xs::scales, visit),
             WeightType::MXFP4 => visit_blocks(row, together, mxfp4::scales, visit),
             WeightType::TQ1_0 => visit_blocks(row, together, tq1_0::scales, visit),
+            WeightType::TQ2_0 => visit_blocks(row, together, tq2_0::scales, visit),
         }
     }
 }

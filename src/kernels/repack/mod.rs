@@ -54,6 +54,7 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
         ),
         WeightType::MXFP4 => include_str!("../blocks/mxfp4.wgsl"),
         WeightType::TQ1_0 => include_str!("../blocks/tq1_0.wgsl"),
+        WeightType::TQ2_0 => include_str!("../blocks/tq2_0.wgsl"),
     }
 }
 
@@ -81,6 +82,7 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::IQ4_XS => &[128, 8],
         WeightType::MXFP4 => &[128, 8],
         WeightType::TQ1_0 => &[48, 4, 2],
+        WeightType::TQ2_0 => &[64, 2],
     }
 }
 

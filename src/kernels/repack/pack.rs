@@ -136,6 +136,12 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[third..], i, half(block, 26));
             }
         }
+        WeightType::TQ2_0 => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[..64]);
+                put_half(&mut words[second..], i, half(block, 32));
+            }
+        }
     }
 }
 
@@ -466,5 +472,14 @@ mod tests {
         let words = one_block(WeightType::TQ1_0, &bytes(54));
         assert_eq!((words[0], words[11]), (0x0302_0100, 0x2f2e_2d2c));
         assert_eq!((words[12], words[16]), (0x3332_3130, 0x3534));
+    }
+
+    #[test]
+    fn tq2_0_keeps_quants_in_the_order_of_the_weights() {
+        let mut block = vec![0; 66];
+        block[32] = 0b10_00_00_01; // weights 128 and 224
+        block[64..].copy_from_slice(&[0x34, 0x12]);
+        let words = one_block(WeightType::TQ2_0, &block);
+        assert_eq!((words[8], words[14], words[16]), (1, 2, 0x1234));
     }
 }

@@ -39,6 +39,7 @@ TYPES = {
     "IQ4_XS": [0],
     "MXFP4": [0],
     "TQ1_0": [52],
+    "TQ2_0": [64],
 }
 LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K", "Q3_K": "q3_K"}
 BLOCKS_OF_A_TYPE = 6

@@ -59,6 +59,7 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::IQ4_XS => vec![("d", 0)],
         WeightType::MXFP4 => vec![("e", 0)],
         WeightType::TQ1_0 => vec![("d", 52)],
+        WeightType::TQ2_0 => vec![("d", 64)],
     }
 }
 

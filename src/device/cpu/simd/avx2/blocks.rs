@@ -79,6 +79,7 @@ pub(super) fn fold_groups<S>(
         WeightType::IQ4_XS => fold_decoded::<_, 136, 256>(ty, bytes, state, each),
         WeightType::MXFP4 => fold_decoded::<_, 17, 32>(ty, bytes, state, each),
         WeightType::TQ1_0 => fold_decoded::<_, 54, 256>(ty, bytes, state, each),
+        WeightType::TQ2_0 => fold_decoded::<_, 66, 256>(ty, bytes, state, each),
     }
 }
 
