@@ -1,5 +1,6 @@
 //! The kernels that read weight matrices, on a GPU, against their twins.
 
+mod decoders;
 mod inputs;
 mod mistakes;
 
