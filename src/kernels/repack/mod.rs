@@ -97,8 +97,13 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since four rows may share a word.
-    pub(crate) const ROW_STEP: usize = 4;
+    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since as many may share a word.
+    pub(crate) fn row_step(&self) -> usize {
+        match self.ty {
+            WeightType::MXFP4 => 4,
+            _ => 2,
+        }
+    }
 
     /// The shards of a matrix of `n_rows` rows, in order, each of at most `max_bytes`; none where
     /// `max_bytes` does not hold one row.
@@ -173,7 +178,7 @@ impl Shard {
     /// its offset in the binding. Calls for disjoint rows write disjoint words, so that a loader may
     /// stream a shard through a small buffer, several parts at a time.
     ///
-    /// `rows` starts at a multiple of [`Shard::ROW_STEP`], and ends at one or with the shard. The words
+    /// `rows` starts at a multiple of [`Shard::row_step`], and ends at one or with the shard. The words
     /// are made in `scratch`, whatever it holds.
     pub(crate) fn repack_rows(
         &self,
@@ -182,8 +187,8 @@ impl Shard {
         scratch: &mut Vec<u32>,
         mut write: impl FnMut(usize, &[u32]),
     ) {
-        assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(Self::ROW_STEP));
-        assert!(rows.end == self.n_rows || rows.end.is_multiple_of(Self::ROW_STEP));
+        assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(self.row_step()));
+        assert!(rows.end == self.n_rows || rows.end.is_multiple_of(self.row_step()));
         assert_eq!(
             file_bytes.len(),
             rows.len() * self.ty.row_bytes(self.n_cols)
@@ -299,8 +304,9 @@ pub(super) mod tests {
             };
             let file = bytes(13 * ty.row_bytes(n_cols));
             let whole = repacked(&shard, 16, &file);
-            assert_eq!(repacked(&shard, 4, &file), whole, "{ty:?}");
-            assert_eq!(repacked(&shard, 8, &file), whole, "{ty:?}");
+            let step = shard.row_step();
+            assert_eq!(repacked(&shard, step, &file), whole, "{ty:?}");
+            assert_eq!(repacked(&shard, 2 * step, &file), whole, "{ty:?}");
         }
     }
 

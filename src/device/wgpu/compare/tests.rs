@@ -38,7 +38,8 @@ fn few_rows(ty: WeightType) -> u64 {
         n_rows: 11,
         n_cols,
     };
-    shard.words() as u64 * 4
+    // A row of any tensor, also a vector in f32, must fit.
+    (shard.words() as u64 * 4).max(1024)
 }
 
 fn find(model: &DecoderModel, name: &str) -> WeightId {
