@@ -158,14 +158,18 @@ fn scored(model: &str, text: &str) -> Metadata {
             tokens.add(spelling[..end + c.len_utf8()].to_owned());
         }
     }
+    let n_known = tokens.tokens.len();
+    let is_inside = |token: &&String| !token.contains('▁');
+    let inside: Vec<String> = tokens.tokens[1..]
+        .iter()
+        .filter(is_inside)
+        .cloned()
+        .collect();
     let mut random = Random(9);
     while tokens.tokens.len() < N_TOKENS {
-        let [left, right] =
-            [0; 2].map(|_| tokens.tokens[1 + random.below(tokens.tokens.len() - 1)].clone());
-        let is_word = !right.contains('▁') && left.len() + right.len() < 40;
-        if is_word {
-            tokens.add(format!("{left}{right}"));
-        }
+        let left = &tokens.tokens[1 + random.below(n_known - 1)];
+        let [middle, right] = [0; 2].map(|_| &inside[random.below(inside.len())]);
+        tokens.add(format!("{left}{middle}{right}"));
     }
     let n_tokens = tokens.tokens.len();
     let mut types = vec![1; n_tokens];

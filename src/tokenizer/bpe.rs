@@ -6,6 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use rayon::prelude::*;
+
 use super::byte_level::{self, CHAR_OF_BYTE};
 use super::cut::Cutter;
 use super::pre::PreTokenizer;
@@ -90,16 +92,20 @@ impl Bpe {
                 _ => None,
             })
             .map(|(bytes, id): (Vec<u8>, u32)| (bytes.into_boxed_slice(), id));
-        let mut whole_ids = HashMap::new();
-        for (bytes, id) in whole_words {
-            whole_ids.entry(bytes).or_insert(id);
-        }
+        let whole_words = || {
+            let mut by_bytes = HashMap::new();
+            for (bytes, id) in whole_words {
+                by_bytes.entry(bytes).or_insert(id);
+            }
+            by_bytes
+        };
+        let (whole_words, merges) = rayon::join(whole_words, || parse_merges(merges, &ids));
         Ok(Bpe {
             cutter: Cutter::new(pre.cuts)?,
             bytes,
             chars,
-            merges: parse_merges(merges, &ids)?,
-            whole_words: whole_ids,
+            merges: merges?,
+            whole_words,
         })
     }
 
@@ -215,9 +221,7 @@ fn parse_merges(merges: &[String], ids: &HashMap<&str, u32>) -> Result<HashMap<(
         let id = ids.get(token).copied();
         id.ok_or_else(|| invalid_key(KEY, format!("Token `{token}` out of vocabulary")))
     };
-    let mut by_pair = HashMap::with_capacity(merges.len());
-    let mut joined = String::new();
-    for (rank, merge) in (0..).zip(merges) {
+    let parse = |(rank, merge): (usize, &String)| {
         let pair = merge
             .split_once(' ')
             .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '));
@@ -228,10 +232,15 @@ fn parse_merges(merges: &[String], ids: &HashMap<&str, u32>) -> Result<HashMap<(
                 format!("entry {rank} is `{merge}`, {expected}"),
             ));
         };
-        joined.clear();
-        joined.extend([left, right]);
-        let pair = (id_of(left)?, id_of(right)?);
-        let id = id_of(&joined)?;
+        Ok((
+            (id_of(left)?, id_of(right)?),
+            id_of(&[left, right].concat())?,
+        ))
+    };
+    let parsed: Vec<_> = merges.par_iter().enumerate().map(parse).collect();
+    let mut by_pair = HashMap::with_capacity(merges.len());
+    for (rank, merge) in (0..).zip(parsed) {
+        let (pair, id) = merge?;
         by_pair.entry(pair).or_insert(Merge { rank, id });
     }
     Ok(by_pair)
