@@ -276,6 +276,7 @@ pub struct EngineBuilder {
     sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
+    chat_template: Option<String>,
     #[cfg(test)]
     tampering: crate::device::wgpu::tampering::Tampering,
     progress: Box<dyn FnMut(Progress) + Send>,
@@ -295,6 +296,7 @@ impl EngineBuilder {
             sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
+            chat_template: None,
             #[cfg(test)]
             tampering: Default::default(),
             progress: Box::new(|_| ()),
@@ -362,6 +364,12 @@ impl EngineBuilder {
         self
     }
 
+    /// The template that turns messages into a prompt, in Jinja; the file's own without this.
+    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
+        self
+    }
+
     /// Damages what runs on the GPU.
     #[cfg(test)]
     pub(crate) fn tamper(mut self, damage: crate::device::wgpu::tampering::Tampering) -> Self {
@@ -382,7 +390,7 @@ impl EngineBuilder {
     /// [`Error::Io`] and [`Error::Gguf`] for a file that cannot be read or is damaged,
     /// [`Error::Unsupported`] and [`Error::InvalidModel`] for one that cannot run, [`Error::NoDevice`],
     /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
-    /// option out of range.
+    /// option out of range, [`Error::ChatTemplate`] for a template of the caller's that is none.
     pub fn build(self) -> Result<Engine> {
         let sentinels = self.sentinels.checked()?;
         let gguf = Arc::new(match self.source {
@@ -415,7 +423,10 @@ impl EngineBuilder {
             );
             return Err(Error::InvalidModel { message });
         }
-        let chat_template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer);
+        let chat_template = match &self.chat_template {
+            Some(source) => Ok(Some(ChatTemplate::for_tokenizer(source, &tokenizer)?)),
+            None => ChatTemplate::from_metadata(gguf.metadata(), &tokenizer),
+        };
         let capacity = wanted_context(self.context_length, &model.spec)?;
 
         let mut progress = self.progress;

@@ -176,24 +176,84 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The ids of a prompt in which control tokens count, but for those behind `mark`; the marks are
+    /// not part of it.
+    pub(crate) fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        if self.add_bos {
+            ids.extend(self.vocabulary.bos);
+        }
+        self.encode_fragments(text, true, Some(mark), &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Whether a text spells out a control token.
+    pub(crate) fn spells_control(&self, text: &str) -> bool {
+        self.splitter.find(text).any(|(_, id)| self.is_special(id))
+    }
+
+    /// A text with `mark` in front of each control token that it spells out.
+    pub(crate) fn mark_control(&self, text: &str, mark: char) -> String {
+        let mut marked = String::with_capacity(text.len());
+        let mut copied = 0;
+        for (start, _) in self
+            .splitter
+            .find(text)
+            .filter(|&(_, id)| self.is_special(id))
+        {
+            marked.push_str(&text[copied..start]);
+            marked.push(mark);
+            copied = start;
+        }
+        marked.push_str(&text[copied..]);
+        marked
+    }
+
     /// Appends the ids of a text; it goes on behind `ids` unless those end in a special token.
     fn encode_behind(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
+        self.encode_fragments(text, parse_special, None, ids)
+    }
+
+    fn encode_fragments(
+        &self,
+        text: &str,
+        parse_special: bool,
+        mark: Option<char>,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
         ids.reserve(text.len() / 3 + 2);
         let mut starts_text = ids.last().is_none_or(|&id| self.is_special(id));
-        for fragment in self.splitter.split(text, parse_special) {
-            match fragment {
-                Fragment::Special(id) => ids.push(id),
-                Fragment::Text(text) => match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(text, ids)?,
-                    Model::SentencePiece(pieces) => pieces.encode(
-                        text,
-                        starts_text && self.vocabulary.add_space_prefix(),
-                        ids,
-                    )?,
-                },
+        for fragment in self.splitter.split_unmarked(text, parse_special, mark) {
+            match (fragment, mark) {
+                (Fragment::Text(text), Some(mark)) if text.contains(mark) => {
+                    for fragment in self.splitter.split(&text.replace(mark, ""), false) {
+                        self.encode_fragment(fragment, &mut starts_text, ids)?;
+                    }
+                }
+                _ => self.encode_fragment(fragment, &mut starts_text, ids)?,
             }
-            starts_text = matches!(fragment, Fragment::Special(_));
         }
+        Ok(())
+    }
+
+    fn encode_fragment(
+        &self,
+        fragment: Fragment<'_>,
+        starts_text: &mut bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        match fragment {
+            Fragment::Special(id) => ids.push(id),
+            Fragment::Text(text) => match &self.model {
+                Model::Bpe(bpe) => bpe.encode(text, ids)?,
+                Model::SentencePiece(pieces) => pieces.encode(
+                    text,
+                    *starts_text && self.vocabulary.add_space_prefix(),
+                    ids,
+                )?,
+            },
+        }
+        *starts_text = matches!(fragment, Fragment::Special(_));
         Ok(())
     }
 
