@@ -71,6 +71,9 @@ fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result
             tensor.n_bytes,
             tensor.offset,
         )?;
+        if gguf.n_parts() > 1 {
+            write!(out, " of part {}", tensor.part + 1)?;
+        }
         if has_hashes {
             write!(out, ", xxh64 {:016x}", gguf.tensor_hash(tensor))?;
         }

@@ -182,6 +182,10 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the elements are stored. Every row is a whole number of blocks.
     pub ty: TensorType,
+    /// Which of the model's files has it: 0 for a model in one file, see [`Gguf::open`].
+    ///
+    /// [`Gguf::open`]: crate::gguf::Gguf::open
+    pub part: usize,
     /// Where the tensor begins, in bytes from the start of the file.
     pub offset: u64,
     /// The tensor's size in bytes.
