@@ -116,7 +116,8 @@ impl Engine {
         Ok(Session::new(self.clone(), executor))
     }
 
-    /// Turns text into the model's tokens and back.
+    /// Turns text into the model's tokens and back. Where the file has no tokenizer
+    /// ([`Tokenizer::is_absent`]) text is an error, and [`Session::generate_tokens`] takes ids.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
     }
@@ -411,7 +412,8 @@ impl EngineBuilder {
                 if let Some(n_layer) = self.n_layer {
                     model.keep_layers(n_layer)?;
                 }
-                Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
+                let n_tokens = model.spec.vocab_size;
+                Ok((model, Tokenizer::of_model(gguf.metadata(), n_tokens)?))
             },
         );
         let (model, tokenizer) = read?;

@@ -96,6 +96,20 @@ impl Session {
         Generation::start(self, kept, &prompt, options)
     }
 
+    /// As [`Session::generate`], from the ids of a prompt, which are taken as they are: nothing is put in
+    /// front. Where the file has no tokenizer the pieces have no text.
+    ///
+    /// # Errors
+    /// As [`Session::generate`], and [`Error::InvalidArgument`] for an id beyond the vocabulary.
+    pub fn generate_tokens(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>> {
+        let kept = self.tokens.len();
+        Generation::start(self, kept, prompt, options)
+    }
+
     /// Answers a conversation through the model's chat template. Messages that the session has
     /// already seen are not run again: pass the whole conversation each time.
     ///

@@ -58,6 +58,10 @@ impl DecoderSpec {
     /// [`Error::InvalidModel`] for one that is missing or contradicts another.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let metadata = gguf.metadata();
+        if gguf.tensors().is_empty() {
+            let message = "the file has no tensors: it is a vocabulary without a model".to_owned();
+            return Err(Error::InvalidModel { message });
+        }
         let name = metadata.require_str("general.architecture")?;
         let architecture = architectures::find(name)?;
         let keys = Hyperparameters::new(metadata, name);

@@ -59,6 +59,8 @@ pub struct Tokenizer {
 enum Model {
     Bpe(Arc<Bpe>),
     SentencePiece(Arc<SentencePiece>),
+    /// The file does not say.
+    Absent,
 }
 
 impl Tokenizer {
@@ -78,6 +80,25 @@ impl Tokenizer {
                 supported: "gpt2, llama".to_owned(),
             }),
         }
+    }
+
+    /// As [`Tokenizer::from_metadata`]. A file that has no tokenizer, and says so or has not one key of
+    /// it, gets one that knows `n_tokens` ids and no text.
+    pub(crate) fn of_model(metadata: &Metadata, n_tokens: usize) -> Result<Tokenizer> {
+        let is_absent = match metadata.str("tokenizer.ggml.model")? {
+            Some(model) => ["none", "no_vocab"].contains(&model),
+            None => metadata.get("tokenizer.ggml.tokens").is_none(),
+        };
+        if !is_absent {
+            return Tokenizer::from_metadata(metadata);
+        }
+        let vocabulary = Vocabulary::without_text(metadata, n_tokens)?;
+        Tokenizer::new(metadata, vocabulary, Model::Absent, false)
+    }
+
+    /// Whether the file has no tokenizer: its model takes ids, and text is an error.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.model, Model::Absent)
     }
 
     fn byte_level_bpe(metadata: &Metadata) -> Result<Tokenizer> {
@@ -137,7 +158,8 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`Error::Tokenizer`] for a character that the vocabulary cannot express at all, and for a
-    /// run of a million whitespace characters, which the pre-tokenizer does not follow to its end.
+    /// run of a million whitespace characters, which the pre-tokenizer does not follow to its end; for
+    /// any text where the file has no tokenizer.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         if add_special && self.add_bos {
@@ -221,6 +243,9 @@ impl Tokenizer {
         mark: Option<char>,
         ids: &mut Vec<u32>,
     ) -> Result<()> {
+        if self.is_absent() {
+            return Err(no_tokenizer());
+        }
         ids.reserve(text.len() / 3 + 2);
         let mut starts_text = ids.last().is_none_or(|&id| self.is_special(id));
         for fragment in self.splitter.split_unmarked(text, parse_special, mark) {
@@ -251,6 +276,7 @@ impl Tokenizer {
                     *starts_text && self.vocabulary.add_space_prefix(),
                     ids,
                 )?,
+                Model::Absent => return Err(no_tokenizer()),
             },
         }
         *starts_text = matches!(fragment, Fragment::Special(_));
@@ -264,8 +290,11 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] for an id beyond the vocabulary.
+    /// [`Error::Tokenizer`] for an id beyond the vocabulary, and where the file has no tokenizer.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if self.is_absent() {
+            return Err(no_tokenizer());
+        }
         let mut decoder = self.decoder();
         let mut text = String::new();
         for &id in ids {
@@ -345,6 +374,13 @@ impl fmt::Debug for Tokenizer {
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size())
             .finish_non_exhaustive()
+    }
+}
+
+fn no_tokenizer() -> Error {
+    Error::Tokenizer {
+        message: "the file has none (key `tokenizer.ggml.model`): its model takes token ids"
+            .to_owned(),
     }
 }
 

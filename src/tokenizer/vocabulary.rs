@@ -87,6 +87,20 @@ pub(super) struct Vocabulary {
 impl Vocabulary {
     pub fn from_metadata(metadata: &Metadata, piece_text: PieceText) -> Result<Vocabulary> {
         let tokens = metadata.require_strings("tokenizer.ggml.tokens")?.to_vec();
+        Vocabulary::of_tokens(metadata, tokens, piece_text)
+    }
+
+    /// `n_tokens` tokens that stand for no text, since the file does not say which.
+    pub fn without_text(metadata: &Metadata, n_tokens: usize) -> Result<Vocabulary> {
+        let tokens = vec![String::new(); n_tokens];
+        Vocabulary::of_tokens(metadata, tokens, PieceText::ByteLevel)
+    }
+
+    fn of_tokens(
+        metadata: &Metadata,
+        tokens: Vec<String>,
+        piece_text: PieceText,
+    ) -> Result<Vocabulary> {
         if u32::try_from(tokens.len()).is_err() {
             return Err(invalid_key(
                 "tokenizer.ggml.tokens",

@@ -158,7 +158,11 @@ pub(crate) fn engine_logits_with_reference(
 
 /// The prompt's tokens, repeated or cut to the number asked for.
 fn prompt_tokens(engine: &Engine, options: &VerifyOptions) -> Result<Vec<u32>> {
-    let prompt = engine.tokenizer().encode(&options.prompt, true, false)?;
+    let prompt = match engine.tokenizer() {
+        // Without text any tokens will do, if they are not all alike.
+        tokenizer if tokenizer.is_absent() => (0..tokenizer.vocab_size() as u32).collect(),
+        tokenizer => tokenizer.encode(&options.prompt, true, false)?,
+    };
     let n_prompt = options.prompt_tokens.clamp(1, engine.plan().max_rows);
     let tokens: Vec<u32> = prompt.iter().copied().cycle().take(n_prompt).collect();
     if tokens.is_empty() {
