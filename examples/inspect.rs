@@ -137,11 +137,14 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
                 .window
                 .map_or("none".to_owned(), |tokens| format!("{tokens} tokens")),
         )?;
-        writeln!(
-            out,
-            "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
-            layer.rope.theta, layer.rope.n_dims, layer.rope.pairing, layer.rope.scaling,
-        )?;
+        match &layer.rope {
+            Some(rope) => writeln!(
+                out,
+                "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
+                rope.theta, rope.n_dims, rope.pairing, rope.scaling,
+            )?,
+            None => writeln!(out, "    no rope")?,
+        }
         first = last + 1;
     }
     Ok(())

@@ -406,7 +406,7 @@ impl EngineBuilder {
                 Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
             },
         );
-        let (model, tokenizer) = read?;
+        let (mut model, tokenizer) = read?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             let message = format!(
                 "the tokenizer has {} tokens, the embedding {} rows",
@@ -417,6 +417,7 @@ impl EngineBuilder {
         }
         let chat_template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer);
         let capacity = wanted_context(self.context_length, &model.spec)?;
+        model.context_length = capacity;
 
         let mut progress = self.progress;
         let mut report = |done_bytes, total_bytes| {

@@ -21,14 +21,82 @@ pub(super) enum EmbeddingScale {
 }
 
 /// Which layers see a sliding window only.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Windows {
     None,
-    /// All but each `period`-th layer, where the file has a window; they turn with their own base.
+    /// The file may state one, which llama.cpp does not use.
+    Unused,
+    /// All but each `period`-th layer, where the model has a window.
     Periodic {
         period: usize,
-        local_theta: f32,
+        /// The window of a file that states none; `None` for no window then.
+        default: Option<usize>,
+        /// The one number of layers that has windows; `None` for any.
+        at_layers: Option<usize>,
     },
+}
+
+/// The rope of windowed layers, beside that of the others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum LocalRope {
+    Same,
+    /// Without scaling.
+    Unscaled,
+    /// Without scaling, and with its own base: `rope.freq_base_swa`, or this.
+    OwnBase(f32),
+}
+
+/// Which layers turn queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RopeLayers {
+    All,
+    /// All but each `n`-th.
+    AllButEach(usize),
+    /// The windowed ones; all where the model has no window.
+    Windowed,
+}
+
+/// The tensors that divide the frequencies of rope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RopeDivisors {
+    None,
+    /// `rope_freqs.weight`, where it is there.
+    Fixed,
+    /// `rope_factors_short.weight` and `rope_factors_long.weight`, where they are there.
+    ByContext,
+}
+
+/// The normalisation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    None,
+    /// Each head, before rope.
+    Heads,
+    /// Each head, after rope.
+    HeadsAfterRope,
+    /// All heads of a row together, before rope.
+    Rows,
+}
+
+/// Where the norms of a layer stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Norms {
+    /// In front of attention and of the feed-forward block.
+    Before,
+    /// As `Before`; the second is called `post_attention_norm`.
+    BeforeByAnotherName,
+    /// Behind both, in front of the residual sum.
+    After,
+    BeforeAndAfter,
+}
+
+/// The tensors of a feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FeedForward {
+    /// `ffn_gate` and `ffn_up`.
+    Gated,
+    /// `ffn_up` is both: the first half of its rows is the gate.
+    FusedGate,
 }
 
 /// One row of the table.
@@ -38,19 +106,23 @@ pub(super) struct Architecture {
     pub(super) name: &'static str,
     /// src/llama-model.cpp, `llama_model_rope_type`.
     pub(super) rope_pairing: RopePairing,
-    /// Whether `rope_freqs.weight` divides the frequencies.
-    pub(super) rope_divisors: bool,
+    pub(super) rope_layers: RopeLayers,
+    pub(super) rope_divisors: RopeDivisors,
+    pub(super) local_rope: LocalRope,
+    /// Whether YaRN's ramp is what the file states (`rope.scaling.yarn_beta_fast` and `_slow`).
+    pub(super) states_yarn_ramp: bool,
+    /// Whether queries grow with the position by `attention.temperature_scale`.
+    pub(super) has_query_temperature: bool,
     pub(super) activation: Activation,
+    pub(super) feed_forward: FeedForward,
     pub(super) embedding_scale: EmbeddingScale,
     pub(super) windows: Windows,
     /// Biases of the query, key and value projections.
     pub(super) qkv_bias: Presence,
     /// Biases of the other projections.
     pub(super) other_bias: Presence,
-    /// An RMS norm of each query and key head before rope.
-    pub(super) qk_norm: Presence,
-    /// RMS norms of the attention's and the feed-forward block's output.
-    pub(super) post_norms: bool,
+    pub(super) norms: Norms,
+    pub(super) qk_norm: QkNorm,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
     pub(super) hidden_scale_at_layers: Option<usize>,
 }
@@ -59,15 +131,37 @@ pub(super) struct Architecture {
 const LLAMA: Architecture = Architecture {
     name: "llama",
     rope_pairing: RopePairing::Adjacent,
-    rope_divisors: true,
+    rope_layers: RopeLayers::All,
+    rope_divisors: RopeDivisors::Fixed,
+    local_rope: LocalRope::Same,
+    states_yarn_ramp: false,
+    has_query_temperature: false,
     activation: Activation::Silu,
+    feed_forward: FeedForward::Gated,
     embedding_scale: EmbeddingScale::One,
     windows: Windows::None,
     qkv_bias: Presence::Optional,
     other_bias: Presence::Optional,
-    qk_norm: Presence::Absent,
-    post_norms: false,
+    norms: Norms::Before,
+    qk_norm: QkNorm::None,
     hidden_scale_at_layers: None,
+};
+
+/// What most architectures with halves as pairs have in common.
+const HALVES: Architecture = Architecture {
+    rope_pairing: RopePairing::Halves,
+    rope_divisors: RopeDivisors::None,
+    other_bias: Presence::Absent,
+    ..LLAMA
+};
+
+/// src/models/gemma.cpp
+const GEMMA: Architecture = Architecture {
+    name: "gemma",
+    activation: Activation::GeluTanh,
+    embedding_scale: EmbeddingScale::SqrtHiddenSize,
+    qkv_bias: Presence::Absent,
+    ..HALVES
 };
 
 /// Every architecture that runs.
@@ -76,36 +170,113 @@ const TABLE: &[Architecture] = &[
     // src/models/qwen2.cpp
     Architecture {
         name: "qwen2",
-        rope_pairing: RopePairing::Halves,
-        rope_divisors: false,
         qkv_bias: Presence::Required,
-        ..LLAMA
+        other_bias: Presence::Optional,
+        ..HALVES
     },
     // src/models/qwen3.cpp
     Architecture {
         name: "qwen3",
-        rope_pairing: RopePairing::Halves,
-        rope_divisors: false,
-        qk_norm: Presence::Required,
-        other_bias: Presence::Absent,
-        ..LLAMA
+        qk_norm: QkNorm::Heads,
+        ..HALVES
     },
+    GEMMA,
     // src/models/gemma3.cpp: five windowed layers, then a global one; the 27B model has 62 layers.
     Architecture {
         name: "gemma3",
-        rope_pairing: RopePairing::Halves,
-        rope_divisors: false,
-        activation: Activation::GeluTanh,
-        embedding_scale: EmbeddingScale::SqrtHiddenSize,
+        local_rope: LocalRope::OwnBase(10000.0),
         windows: Windows::Periodic {
             period: 6,
-            local_theta: 10000.0,
+            default: None,
+            at_layers: None,
         },
-        qkv_bias: Presence::Absent,
-        other_bias: Presence::Absent,
-        qk_norm: Presence::Required,
-        post_norms: true,
+        norms: Norms::BeforeAndAfter,
+        qk_norm: QkNorm::Heads,
         hidden_scale_at_layers: Some(62),
+        ..GEMMA
+    },
+    // src/models/phi3.cpp
+    Architecture {
+        name: "phi3",
+        rope_divisors: RopeDivisors::ByContext,
+        feed_forward: FeedForward::FusedGate,
+        windows: Windows::Unused,
+        ..HALVES
+    },
+    // src/models/mistral3.cpp
+    Architecture {
+        name: "mistral3",
+        states_yarn_ramp: true,
+        has_query_temperature: true,
+        ..LLAMA
+    },
+    // src/models/smollm3.cpp
+    Architecture {
+        name: "smollm3",
+        rope_layers: RopeLayers::AllButEach(4),
+        rope_divisors: RopeDivisors::None,
+        ..LLAMA
+    },
+    // src/models/internlm2.cpp
+    Architecture {
+        name: "internlm2",
+        rope_divisors: RopeDivisors::None,
+        ..LLAMA
+    },
+    // src/models/exaone.cpp
+    Architecture {
+        name: "exaone",
+        rope_divisors: RopeDivisors::Fixed,
+        ..HALVES
+    },
+    // src/models/exaone4.cpp: the 32B model has 64 layers and is the one with windows.
+    Architecture {
+        name: "exaone4",
+        rope_divisors: RopeDivisors::Fixed,
+        rope_layers: RopeLayers::Windowed,
+        windows: Windows::Periodic {
+            period: 4,
+            default: None,
+            at_layers: Some(64),
+        },
+        norms: Norms::After,
+        qk_norm: QkNorm::Heads,
+        ..HALVES
+    },
+    // src/models/seed-oss.cpp
+    Architecture {
+        name: "seed_oss",
+        qkv_bias: Presence::Required,
+        norms: Norms::BeforeByAnotherName,
+        ..HALVES
+    },
+    // src/models/hunyuan-vl.cpp
+    Architecture {
+        name: "hunyuan-dense",
+        qk_norm: QkNorm::HeadsAfterRope,
+        ..HALVES
+    },
+    // src/models/olmo2.cpp: OLMo 3 states a window, and scales the rope of the other layers only.
+    Architecture {
+        name: "olmo2",
+        local_rope: LocalRope::Unscaled,
+        windows: Windows::Periodic {
+            period: 4,
+            default: None,
+            at_layers: None,
+        },
+        norms: Norms::After,
+        qk_norm: QkNorm::Rows,
+        ..HALVES
+    },
+    // src/models/glm4.cpp
+    Architecture {
+        name: "glm4",
+        rope_divisors: RopeDivisors::None,
+        feed_forward: FeedForward::FusedGate,
+        norms: Norms::BeforeAndAfter,
+        other_bias: Presence::Absent,
+        ..LLAMA
     },
 ];
 

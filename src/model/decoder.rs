@@ -1,8 +1,12 @@
 //! The forward pass of the dense decoder family, once.
 
-use super::architectures::{self, Architecture, Presence};
+use super::architectures::{
+    self, Architecture, FeedForward, Norms, Presence, QkNorm, RopeDivisors,
+};
 use super::spec::{DecoderSpec, LayerSpec};
-use super::weights::{ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights};
+use super::weights::{
+    LONG_ROPE_DIVISORS, ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights,
+};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::plan::{AttentionParams, BufferId, Plan, PlanBuilder};
@@ -15,6 +19,9 @@ type Linear = (WeightId, Option<WeightId>);
 pub(crate) struct DecoderModel {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
+    /// Tokens of a session's context, by which rope may differ.
+    pub(crate) context_length: usize,
+    norms_after_rope: bool,
     token_embd: WeightId,
     layers: Vec<LayerWeights>,
     output_norm: WeightId,
@@ -22,7 +29,7 @@ pub(crate) struct DecoderModel {
 }
 
 struct LayerWeights {
-    attn_norm: WeightId,
+    attn_norm: Option<WeightId>,
     attn_q: Linear,
     attn_k: Linear,
     attn_v: Linear,
@@ -30,7 +37,7 @@ struct LayerWeights {
     attn_k_norm: Option<WeightId>,
     attn_output: Linear,
     attn_post_norm: Option<WeightId>,
-    ffn_norm: WeightId,
+    ffn_norm: Option<WeightId>,
     ffn_gate: Linear,
     ffn_up: Linear,
     ffn_down: Linear,
@@ -68,11 +75,19 @@ impl DecoderModel {
         } else {
             (token_embd, None)
         };
-        if architecture.rope_divisors {
-            find.mark_used(ROPE_DIVISORS);
+        match architecture.rope_divisors {
+            RopeDivisors::None => {}
+            RopeDivisors::Fixed => find.mark_used(ROPE_DIVISORS),
+            RopeDivisors::ByContext => {
+                LONG_ROPE_DIVISORS
+                    .iter()
+                    .for_each(|name| find.mark_used(name));
+            }
         }
         let weights = find.finish()?;
         Ok(DecoderModel {
+            context_length: spec.context_length,
+            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
             spec,
             weights,
             token_embd,
@@ -176,24 +191,61 @@ fn layer_weights(
             .then(|| find.vector(&format!("{prefix}{name}.weight"), n))
             .transpose()
     };
-    let qk_norm = architecture.qk_norm == Presence::Required;
-    let post = architecture.post_norms;
+    let (before, after) = match architecture.norms {
+        Norms::Before => (Some("ffn_norm"), false),
+        Norms::BeforeByAnotherName => (Some("post_attention_norm"), false),
+        Norms::After => (None, true),
+        Norms::BeforeAndAfter => (Some("ffn_norm"), true),
+    };
+    let ffn_norm = before.unwrap_or_default();
+    let qk_norm = architecture.qk_norm != QkNorm::None;
+    let [n_q_norm, n_k_norm] = match architecture.qk_norm {
+        QkNorm::Rows => [n_q, layer.n_head_kv * layer.head_dim],
+        QkNorm::None | QkNorm::Heads | QkNorm::HeadsAfterRope => [layer.head_dim; 2],
+    };
     let [attn_q, attn_k, attn_v] = attention_inputs(find, architecture, &prefix, layer, hidden)?;
+    let [ffn_gate, ffn_up] = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
     Ok(LayerWeights {
-        attn_norm: find.vector(&format!("{prefix}attn_norm.weight"), hidden)?,
+        attn_norm: norm(find, "attn_norm", before.is_some(), hidden)?,
         attn_q,
         attn_k,
         attn_v,
-        attn_q_norm: norm(find, "attn_q_norm", qk_norm, layer.head_dim)?,
-        attn_k_norm: norm(find, "attn_k_norm", qk_norm, layer.head_dim)?,
+        attn_q_norm: norm(find, "attn_q_norm", qk_norm, n_q_norm)?,
+        attn_k_norm: norm(find, "attn_k_norm", qk_norm, n_k_norm)?,
         attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
-        attn_post_norm: norm(find, "post_attention_norm", post, hidden)?,
-        ffn_norm: find.vector(&format!("{prefix}ffn_norm.weight"), hidden)?,
-        ffn_gate: linear(find, &format!("{prefix}ffn_gate"), n_ffn, hidden, bias)?,
-        ffn_up: linear(find, &format!("{prefix}ffn_up"), n_ffn, hidden, bias)?,
+        attn_post_norm: norm(find, "post_attention_norm", after, hidden)?,
+        ffn_norm: norm(find, ffn_norm, before.is_some(), hidden)?,
+        ffn_gate,
+        ffn_up,
         ffn_down: linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?,
-        ffn_post_norm: norm(find, "post_ffw_norm", post, hidden)?,
+        ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
     })
+}
+
+/// Both inner projections of the feed-forward block.
+fn gate_and_up(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    n_ffn: usize,
+    hidden: usize,
+) -> Result<[Linear; 2]> {
+    let [gate, up] = ["ffn_gate", "ffn_up"].map(|name| format!("{prefix}{name}"));
+    let bias = architecture.other_bias;
+    match architecture.feed_forward {
+        FeedForward::Gated => Ok([
+            linear(find, &gate, n_ffn, hidden, bias)?,
+            linear(find, &up, n_ffn, hidden, bias)?,
+        ]),
+        FeedForward::FusedGate => {
+            let up = format!("{up}.weight");
+            let shape = [2 * n_ffn, hidden];
+            Ok([
+                (find.part(&up, &shape, 0..n_ffn)?, None),
+                (find.part(&up, &shape, n_ffn..2 * n_ffn)?, None),
+            ])
+        }
+    }
 }
 
 /// The forward pass for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
@@ -215,19 +267,19 @@ pub(crate) fn decoder_plan(
         "inp_scaled"
     };
     let mut x = b.embed(embedding, model.token_embd, spec.embedding_scale);
-    for (index, (layer, w)) in spec.layers.iter().zip(&model.layers).enumerate() {
+    for (index, w) in model.layers.iter().enumerate() {
         b.layer(Some(index));
-        let normed = b.rms_norm("attn_norm", x, w.attn_norm, eps);
-        let attended = attention(&mut b, index, layer, w, normed, eps);
-        let attended = post_norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
+        let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
+        let attended = attention(&mut b, model, index, normed);
+        let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
         let residual = b.add("ffn_inp", attended, x);
 
-        let normed = b.rms_norm("ffn_norm", residual, w.ffn_norm, eps);
+        let normed = norm(&mut b, "ffn_norm", residual, w.ffn_norm, eps);
         let gate = b.matmul("ffn_gate", normed, w.ffn_gate);
         let up = b.matmul("ffn_up", normed, w.ffn_up);
         let gated = b.gated_activation("ffn_gated", gate, up, spec.activation);
         let down = b.matmul("ffn_out", gated, w.ffn_down);
-        let down = post_norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
+        let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
         x = b.add("l_out", down, residual);
     }
     b.layer(None);
@@ -237,26 +289,23 @@ pub(crate) fn decoder_plan(
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }
 
-fn attention(
-    b: &mut PlanBuilder<'_>,
-    index: usize,
-    layer: &LayerSpec,
-    w: &LayerWeights,
-    x: BufferId,
-    eps: f32,
-) -> BufferId {
-    let table = b.rope_table(layer.rope.table());
+fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: BufferId) -> BufferId {
+    let (layer, w) = (&model.spec.layers[index], &model.layers[index]);
+    let eps = model.spec.rms_norm_eps;
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
     let v = b.matmul("Vcur", x, w.attn_v);
-    if let Some(weight) = w.attn_q_norm {
-        q = b.rms_norm("attn_q_norm", q, weight, eps);
+    for norms in [!model.norms_after_rope, model.norms_after_rope] {
+        if norms {
+            q = norm(b, "attn_q_norm", q, w.attn_q_norm, eps);
+            k = norm(b, "attn_k_norm", k, w.attn_k_norm, eps);
+        } else if let Some(rope) = &layer.rope {
+            let table = b.rope_table(rope.query_table(model.context_length));
+            q = b.rope("Qcur", q, table, layer.head_dim);
+            let table = b.rope_table(rope.table(model.context_length));
+            k = b.rope("Kcur", k, table, layer.head_dim);
+        }
     }
-    if let Some(weight) = w.attn_k_norm {
-        k = b.rms_norm("attn_k_norm", k, weight, eps);
-    }
-    q = b.rope("Qcur", q, table, layer.head_dim);
-    k = b.rope("Kcur", k, table, layer.head_dim);
     b.store_kv("kv_cache", k, v, index);
     let params = AttentionParams {
         layer: index,
@@ -268,7 +317,8 @@ fn attention(
     b.matmul("attn_output", attended, w.attn_output)
 }
 
-fn post_norm(
+/// The norm of `x`; `x` itself where there is none.
+fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,

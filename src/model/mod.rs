@@ -7,7 +7,7 @@ mod rope;
 mod spec;
 mod weights;
 
-pub use rope::{RopeScaling, RopeSpec};
+pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};
 

@@ -1,12 +1,15 @@
 //! The shape and constants of a decoder, read from the file.
 
-use super::architectures::{self, Architecture, EmbeddingScale, Windows};
+use super::architectures::{
+    self, Architecture, EmbeddingScale, LocalRope, RopeDivisors as Divisors, RopeLayers, Windows,
+};
 use super::hyperparameters::Hyperparameters;
-use super::rope::{RopeScaling, RopeSpec};
+use super::rope::{RopeDivisors, RopeScaling, RopeSpec};
+use super::weights;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, WeightType};
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
-use crate::plan::Activation;
+use crate::plan::{Activation, QueryTemperature};
 
 /// Everything about a decoder model that is not a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +49,8 @@ pub struct LayerSpec {
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
     pub window: Option<usize>,
-    /// The rotary embedding.
-    pub rope: RopeSpec,
+    /// The rotary embedding; `None` for a layer that has none.
+    pub rope: Option<RopeSpec>,
 }
 
 impl DecoderSpec {
@@ -166,33 +169,19 @@ fn layers(
         return Err(keys.invalid("attention.key_length", what));
     }
     let global_rope = rope(gguf, architecture, keys, head_dim)?;
-    let window = match architecture.windows {
-        Windows::None => None,
-        // No window is what a window of 0 says.
-        Windows::Periodic { .. } => keys
-            .usize("attention.sliding_window")?
-            .filter(|&window| window > 0),
-    };
-    let (windowed, local_rope) = match (architecture.windows, window) {
-        (
-            Windows::Periodic {
-                period,
-                local_theta,
-            },
-            Some(_),
-        ) => {
-            let local = RopeSpec {
-                theta: keys.f32("rope.freq_base_swa")?.unwrap_or(local_theta),
-                scaling: RopeScaling::None,
-                attention_factor: 1.0,
-                ..global_rope.clone()
-            };
-            (
-                keys.windowed_layers("attention.sliding_window_pattern", period, n_layer)?,
-                local,
-            )
+    let (window, windowed) = windows(architecture, keys, n_layer)?;
+    let local_rope = match architecture.local_rope {
+        LocalRope::Same => global_rope.clone(),
+        _ if window.is_none() => global_rope.clone(),
+        LocalRope::Unscaled => global_rope.unscaled(global_rope.theta),
+        LocalRope::OwnBase(theta) => {
+            global_rope.unscaled(keys.f32("rope.freq_base_swa")?.unwrap_or(theta))
         }
-        _ => (vec![false; n_layer], global_rope.clone()),
+    };
+    let turns = |layer: usize| match architecture.rope_layers {
+        RopeLayers::All => true,
+        RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
+        RopeLayers::Windowed => windowed[layer] || window.is_none(),
     };
     let scale = match keys.f32("attention.scale")? {
         Some(scale) if scale != 0.0 => scale,
@@ -214,14 +203,40 @@ fn layers(
                 intermediate_size: intermediate_size[layer],
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
-                rope: if windowed[layer] {
-                    local_rope.clone()
-                } else {
-                    global_rope.clone()
-                },
+                rope: turns(layer).then(|| match windowed[layer] {
+                    true => local_rope.clone(),
+                    false => global_rope.clone(),
+                }),
             })
         })
         .collect()
+}
+
+/// The window of a model, and which layers have it.
+fn windows(
+    architecture: &Architecture,
+    keys: &Hyperparameters<'_>,
+    n_layer: usize,
+) -> Result<(Option<usize>, Vec<bool>)> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let nowhere = vec![false; n_layer];
+    let (period, default, at_layers) = match architecture.windows {
+        Windows::None => return Ok((None, nowhere)),
+        Windows::Unused => {
+            keys.usize("attention.sliding_window")?;
+            return Ok((None, nowhere));
+        }
+        Windows::Periodic {
+            period,
+            default,
+            at_layers,
+        } => (period, default, at_layers),
+    };
+    // No window is what a window of 0 says.
+    let window = keys.usize("attention.sliding_window")?.or(default);
+    let window = window.filter(|&window| window > 0 && at_layers.is_none_or(|n| n == n_layer));
+    let windowed = keys.windowed_layers(PATTERN, period, n_layer)?;
+    Ok((window, if window.is_some() { windowed } else { nowhere }))
 }
 
 fn rope(
@@ -262,6 +277,13 @@ fn rope(
                 _ => keys.require_usize("context_length")?,
             },
             log_multiplier,
+            ramp: match architecture.states_yarn_ramp {
+                true => [
+                    keys.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    keys.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                ],
+                false => [32.0, 1.0],
+            },
         },
         Some(other) => {
             return Err(Error::Unsupported {
@@ -277,16 +299,57 @@ fn rope(
         theta,
         scaling,
         attention_factor: keys.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
-        divisors: if architecture.rope_divisors {
-            rope_divisors(gguf, n_dims)?
-        } else {
-            None
+        divisors: match architecture.rope_divisors {
+            Divisors::None => RopeDivisors::None,
+            Divisors::Fixed => rope_divisors(gguf, weights::ROPE_DIVISORS, n_dims)?
+                .map_or(RopeDivisors::None, RopeDivisors::Fixed),
+            Divisors::ByContext => {
+                let [short, long] = weights::LONG_ROPE_DIVISORS;
+                let short = rope_divisors(gguf, short, n_dims)?;
+                match (short, rope_divisors(gguf, long, n_dims)?) {
+                    (Some(short), Some(long)) => RopeDivisors::ByContext {
+                        most_short: match original_context_length {
+                            Some(length) => length,
+                            None => keys.require_usize("context_length")?,
+                        },
+                        short,
+                        long,
+                    },
+                    _ => RopeDivisors::None,
+                }
+            }
+        },
+        query_temperature: match architecture.has_query_temperature {
+            true => query_temperature(keys, original_context_length, n_dims == head_dim)?,
+            false => None,
         },
     })
 }
 
-fn rope_divisors(gguf: &Gguf, n_dims: usize) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = gguf.tensor(super::weights::ROPE_DIVISORS) else {
+fn query_temperature(
+    keys: &Hyperparameters<'_>,
+    original_context_length: Option<usize>,
+    turns_whole_heads: bool,
+) -> Result<Option<QueryTemperature>> {
+    const KEY: &str = "attention.temperature_scale";
+    let scale = keys.f32(KEY)?.filter(|&scale| scale != 0.0);
+    let Some(scale) = scale else { return Ok(None) };
+    let tokens = match original_context_length {
+        Some(length) if length > 0 => length,
+        _ => keys.require_usize("context_length")?,
+    };
+    if !turns_whole_heads {
+        let what = format!("{scale}, but rope turns a part of each head");
+        return Err(keys.invalid(KEY, what));
+    }
+    Ok(Some(QueryTemperature {
+        scale: f64::from(scale),
+        tokens,
+    }))
+}
+
+fn rope_divisors(gguf: &Gguf, name: &str, n_dims: usize) -> Result<Option<Vec<f32>>> {
+    let Some(tensor) = gguf.tensor(name) else {
         return Ok(None);
     };
     let invalid = |what: String| Error::InvalidModel {

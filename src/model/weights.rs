@@ -11,6 +11,10 @@ use std::sync::Arc;
 /// Read into the rope tables, not kept as a weight.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+/// Likewise, of short contexts and of long ones.
+pub(super) const LONG_ROPE_DIVISORS: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// A weight of a model, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WeightId(pub(crate) usize);

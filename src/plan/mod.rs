@@ -58,6 +58,23 @@ pub struct RopeTable {
     pub inverse_frequency: Vec<f64>,
     /// Multiplies sine and cosine (the magnitude of YaRN).
     pub magnitude: f64,
+    /// Multiplies them by the position.
+    pub temperature: Option<QueryTemperature>,
+}
+
+/// A factor that grows with the position: `1 + scale * ln(1 + floor(position / tokens))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryTemperature {
+    /// Of the logarithm.
+    pub scale: f64,
+    /// Positions that share a factor.
+    pub tokens: usize,
+}
+
+impl QueryTemperature {
+    fn factor(self, position: usize) -> f64 {
+        1.0 + self.scale * (1.0 + (position / self.tokens.max(1)) as f64).ln()
+    }
 }
 
 impl RopeTable {
@@ -68,9 +85,11 @@ impl RopeTable {
 
     /// Cosine and sine of every pair at `position`: `[n_dims / 2, 2] f32`.
     pub fn row(&self, position: usize) -> impl Iterator<Item = [f32; 2]> + '_ {
+        let temperature = self.temperature.map_or(1.0, |t| t.factor(position));
+        let magnitude = self.magnitude * temperature;
         self.inverse_frequency.iter().map(move |&frequency| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
-            [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
+            [(cos * magnitude) as f32, (sin * magnitude) as f32]
         })
     }
 }
