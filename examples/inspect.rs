@@ -113,8 +113,8 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  rms_norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
-        spec.rms_norm_eps, spec.embedding_scale, spec.activation,
+        "  norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
+        spec.norm_eps, spec.embedding_scale, spec.activation,
     )?;
     let mut first = 0;
     for same in spec.layers.chunk_by(|a, b| a == b) {
@@ -179,11 +179,13 @@ fn op_name(op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "embed",
         Op::RmsNorm { .. } => "rms_norm",
+        Op::LayerNorm { .. } => "layer_norm",
         Op::MatMul { .. } => "matmul",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
+        Op::Map { .. } => "map",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }

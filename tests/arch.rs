@@ -59,6 +59,19 @@ const FILES: &[&str] = &[
     "olmo2",
     "olmo3",
     "glm4",
+    "gemma2",
+    "granite",
+    "minicpm",
+    "command-r",
+    "cohere2",
+    "stablelm",
+    "stablelm-parallel",
+    "starcoder2",
+    "phi2",
+    "gptneox",
+    "falcon",
+    "falcon-40b",
+    "nemotron",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:

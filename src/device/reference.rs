@@ -189,6 +189,18 @@ impl ReferenceExecutor {
             } => {
                 kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
             }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                ..
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let weight = self.weights.vector(weight);
+                kernels::layer_norm::twin(buffer(src), group, &weight, bias.as_deref(), eps, out);
+            }
             Op::MatMul {
                 src,
                 weight,
@@ -221,6 +233,8 @@ impl ReferenceExecutor {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 ..
             } => {
                 let shape = kernels::attention::Shape {
@@ -230,6 +244,8 @@ impl ReferenceExecutor {
                     position: batch.position,
                     window,
                     scale,
+                    soft_cap,
+                    alibi,
                 };
                 let cache = &self.caches[layer];
                 kernels::attention::twin(&shape, buffer(q), &cache.keys, &cache.values, out);
@@ -242,6 +258,7 @@ impl ReferenceExecutor {
             } => {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
+            Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }

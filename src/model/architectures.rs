@@ -14,10 +14,63 @@ pub(super) enum Presence {
 }
 
 /// The factor on the embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum EmbeddingScale {
     One,
     SqrtHiddenSize,
+    /// `embedding_scale`, or this.
+    Stated(f32),
+}
+
+/// The factor on what each block adds to the residual.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum ResidualScale {
+    One,
+    /// `residual_scale`, or 1.
+    Stated,
+    /// `residual_scale`, or this divided by the root of the number of layers.
+    StatedOrByDepth(f32),
+}
+
+/// What `logit_scale` does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum LogitScale {
+    None,
+    Multiplies,
+    Divides,
+    /// Divides; where it is absent, `hidden_size` divided by this does.
+    DividesOrByWidth(f32),
+}
+
+/// `tanh` on attention scores or on logits, which keeps them below a cap.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum SoftCap {
+    None,
+    /// What the file states, or this; 0 for none.
+    Stated(f32),
+}
+
+/// The normalisation of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NormKind {
+    Rms,
+    /// LayerNorm, whose bias must, may or must not be there.
+    Layer(Presence),
+}
+
+/// What the feed-forward block of a layer takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    /// The residual behind attention.
+    Sequential,
+    /// What attention takes in, beside it.
+    Parallel,
+    /// `Parallel` where there is no `ffn_norm`, else `Sequential`.
+    ParallelWithoutNorm,
+    /// The layer's input by its own norm, beside attention, where `use_parallel_residual`; else `Sequential`.
+    ParallelWhereStated,
+    /// The layer's input by `attn_norm`; attention that by `attn_norm_2`, or the same.
+    ParallelSecondNorm,
 }
 
 /// Which layers see a sliding window only.
@@ -76,6 +129,8 @@ pub(super) enum QkNorm {
     HeadsAfterRope,
     /// All heads of a row together, before rope.
     Rows,
+    /// Each head with weights of its own, before rope, where there are any.
+    OptionalByHead,
 }
 
 /// Where the norms of a layer stand.
@@ -97,6 +152,8 @@ pub(super) enum FeedForward {
     Gated,
     /// `ffn_up` is both: the first half of its rows is the gate.
     FusedGate,
+    /// `ffn_up` alone.
+    Plain,
 }
 
 /// One row of the table.
@@ -116,11 +173,17 @@ pub(super) struct Architecture {
     pub(super) activation: Activation,
     pub(super) feed_forward: FeedForward,
     pub(super) embedding_scale: EmbeddingScale,
+    pub(super) residual_scale: ResidualScale,
+    pub(super) logit_scale: LogitScale,
+    pub(super) attention_soft_cap: SoftCap,
+    pub(super) logit_soft_cap: SoftCap,
     pub(super) windows: Windows,
     /// Biases of the query, key and value projections.
     pub(super) qkv_bias: Presence,
     /// Biases of the other projections.
     pub(super) other_bias: Presence,
+    pub(super) block: Block,
+    pub(super) norm: NormKind,
     pub(super) norms: Norms,
     pub(super) qk_norm: QkNorm,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
@@ -139,9 +202,15 @@ const LLAMA: Architecture = Architecture {
     activation: Activation::Silu,
     feed_forward: FeedForward::Gated,
     embedding_scale: EmbeddingScale::One,
+    residual_scale: ResidualScale::One,
+    logit_scale: LogitScale::None,
+    attention_soft_cap: SoftCap::None,
+    logit_soft_cap: SoftCap::None,
     windows: Windows::None,
     qkv_bias: Presence::Optional,
     other_bias: Presence::Optional,
+    block: Block::Sequential,
+    norm: NormKind::Rms,
     norms: Norms::Before,
     qk_norm: QkNorm::None,
     hidden_scale_at_layers: None,
@@ -164,6 +233,27 @@ const GEMMA: Architecture = Architecture {
     ..HALVES
 };
 
+/// src/models/command-r.cpp
+const COMMAND_R: Architecture = Architecture {
+    name: "command-r",
+    rope_divisors: RopeDivisors::None,
+    other_bias: Presence::Absent,
+    logit_scale: LogitScale::Multiplies,
+    block: Block::Parallel,
+    norm: NormKind::Layer(Presence::Absent),
+    qk_norm: QkNorm::OptionalByHead,
+    ..LLAMA
+};
+
+/// What architectures with LayerNorm and biases have in common.
+const BIASED: Architecture = Architecture {
+    activation: Activation::GeluTanh,
+    feed_forward: FeedForward::Plain,
+    norm: NormKind::Layer(Presence::Required),
+    other_bias: Presence::Optional,
+    ..HALVES
+};
+
 /// Every architecture that runs.
 const TABLE: &[Architecture] = &[
     LLAMA,
@@ -181,6 +271,20 @@ const TABLE: &[Architecture] = &[
         ..HALVES
     },
     GEMMA,
+    // src/models/gemma2.cpp, and src/llama-hparams.h for the caps; the 27B model has 46 layers.
+    Architecture {
+        name: "gemma2",
+        windows: Windows::Periodic {
+            period: 2,
+            default: Some(4096),
+            at_layers: None,
+        },
+        attention_soft_cap: SoftCap::Stated(50.0),
+        logit_soft_cap: SoftCap::Stated(30.0),
+        norms: Norms::BeforeAndAfter,
+        hidden_scale_at_layers: Some(46),
+        ..GEMMA
+    },
     // src/models/gemma3.cpp: five windowed layers, then a global one; the 27B model has 62 layers.
     Architecture {
         name: "gemma3",
@@ -192,6 +296,7 @@ const TABLE: &[Architecture] = &[
         },
         norms: Norms::BeforeAndAfter,
         qk_norm: QkNorm::Heads,
+        logit_soft_cap: SoftCap::Stated(0.0),
         hidden_scale_at_layers: Some(62),
         ..GEMMA
     },
@@ -277,6 +382,79 @@ const TABLE: &[Architecture] = &[
         norms: Norms::BeforeAndAfter,
         other_bias: Presence::Absent,
         ..LLAMA
+    },
+    // src/models/granite.cpp
+    Architecture {
+        name: "granite",
+        embedding_scale: EmbeddingScale::Stated(1.0),
+        residual_scale: ResidualScale::Stated,
+        logit_scale: LogitScale::Divides,
+        ..LLAMA
+    },
+    // src/models/minicpm.cpp; without `logit_scale` arXiv:2404.06395, section 4.1
+    Architecture {
+        name: "minicpm",
+        embedding_scale: EmbeddingScale::Stated(12.0),
+        residual_scale: ResidualScale::StatedOrByDepth(1.4),
+        logit_scale: LogitScale::DividesOrByWidth(256.0),
+        ..LLAMA
+    },
+    COMMAND_R,
+    // src/models/cohere2.cpp
+    Architecture {
+        name: "cohere2",
+        rope_layers: RopeLayers::Windowed,
+        windows: Windows::Periodic {
+            period: 4,
+            default: None,
+            at_layers: None,
+        },
+        qk_norm: QkNorm::None,
+        ..COMMAND_R
+    },
+    // src/models/stablelm.cpp
+    Architecture {
+        name: "stablelm",
+        activation: Activation::Silu,
+        feed_forward: FeedForward::Gated,
+        block: Block::ParallelWithoutNorm,
+        qk_norm: QkNorm::OptionalByHead,
+        ..BIASED
+    },
+    // src/models/starcoder2.cpp
+    Architecture {
+        name: "starcoder2",
+        ..BIASED
+    },
+    // src/models/phi2.cpp
+    Architecture {
+        name: "phi2",
+        block: Block::Parallel,
+        qkv_bias: Presence::Required,
+        other_bias: Presence::Required,
+        ..BIASED
+    },
+    // src/models/gptneox.cpp
+    Architecture {
+        name: "gptneox",
+        block: Block::ParallelWhereStated,
+        qkv_bias: Presence::Required,
+        other_bias: Presence::Required,
+        ..BIASED
+    },
+    // src/models/falcon.cpp
+    Architecture {
+        name: "falcon",
+        block: Block::ParallelSecondNorm,
+        qkv_bias: Presence::Absent,
+        other_bias: Presence::Absent,
+        ..BIASED
+    },
+    // src/models/nemotron.cpp
+    Architecture {
+        name: "nemotron",
+        activation: Activation::ReluSquared,
+        ..BIASED
     },
 ];
 

@@ -1,7 +1,7 @@
 //! The forward pass of the dense decoder family, once.
 
 use super::architectures::{
-    self, Architecture, FeedForward, Norms, Presence, QkNorm, RopeDivisors,
+    self, Architecture, Block, FeedForward, NormKind, Norms, Presence, QkNorm, RopeDivisors,
 };
 use super::spec::{DecoderSpec, LayerSpec};
 use super::weights::{
@@ -9,11 +9,27 @@ use super::weights::{
 };
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::plan::{AttentionParams, BufferId, Plan, PlanBuilder};
+use crate::plan::{Activation, AttentionParams, BufferId, Function, Plan, PlanBuilder};
 use std::sync::Arc;
 
 /// A matrix and its bias.
 type Linear = (WeightId, Option<WeightId>);
+
+/// A norm of rows, or of groups of them.
+#[derive(Clone, Copy)]
+struct Norm {
+    weight: WeightId,
+    form: NormForm,
+}
+
+#[derive(Clone, Copy)]
+enum NormForm {
+    Rms,
+    Layer {
+        bias: Option<WeightId>,
+        group: usize,
+    },
+}
 
 /// A decoder's spec with its weights found and checked.
 pub(crate) struct DecoderModel {
@@ -24,24 +40,26 @@ pub(crate) struct DecoderModel {
     norms_after_rope: bool,
     token_embd: WeightId,
     layers: Vec<LayerWeights>,
-    output_norm: WeightId,
+    output_norm: Norm,
     output: Linear,
 }
 
 struct LayerWeights {
-    attn_norm: Option<WeightId>,
+    attn_norm: Option<Norm>,
     attn_q: Linear,
     attn_k: Linear,
     attn_v: Linear,
-    attn_q_norm: Option<WeightId>,
-    attn_k_norm: Option<WeightId>,
+    attn_q_norm: Option<Norm>,
+    attn_k_norm: Option<Norm>,
     attn_output: Linear,
-    attn_post_norm: Option<WeightId>,
-    ffn_norm: Option<WeightId>,
-    ffn_gate: Linear,
+    attn_post_norm: Option<Norm>,
+    /// Whether the feed-forward block stands beside attention, not behind it.
+    is_parallel: bool,
+    ffn_norm: Option<Norm>,
+    ffn_gate: Option<Linear>,
     ffn_up: Linear,
     ffn_down: Linear,
-    ffn_post_norm: Option<WeightId>,
+    ffn_post_norm: Option<Norm>,
 }
 
 impl DecoderModel {
@@ -61,9 +79,9 @@ impl DecoderModel {
             .layers
             .iter()
             .enumerate()
-            .map(|(index, layer)| layer_weights(&mut find, architecture, index, layer, hidden))
+            .map(|(index, layer)| layer_weights(&mut find, architecture, &spec, index, layer))
             .collect::<Result<Vec<_>>>()?;
-        let output_norm = find.vector("output_norm.weight", hidden)?;
+        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
         let output = if find.has("output.weight") {
             linear(
                 &mut find,
@@ -122,13 +140,22 @@ fn linear(
     bias: Presence,
 ) -> Result<Linear> {
     let weight = find.matrix(&format!("{name}.weight"), n_out, n_in)?;
-    let bias_name = format!("{name}.bias");
-    let bias = match bias {
-        Presence::Required => Some(find.vector(&bias_name, n_out)?),
-        Presence::Optional if find.has(&bias_name) => Some(find.vector(&bias_name, n_out)?),
-        Presence::Optional | Presence::Absent => None,
-    };
+    let bias = optional_vector(find, &format!("{name}.bias"), n_out, bias)?;
     Ok((weight, bias))
+}
+
+fn optional_vector(
+    find: &mut WeightFinder,
+    name: &str,
+    n: usize,
+    presence: Presence,
+) -> Result<Option<WeightId>> {
+    let is_taken = match presence {
+        Presence::Required => true,
+        Presence::Optional => find.has(name),
+        Presence::Absent => false,
+    };
+    is_taken.then(|| find.vector(name, n)).transpose()
 }
 
 /// Query, key and value projections: three tensors, or the rows of `attn_qkv` in that order.
@@ -178,17 +205,19 @@ fn attention_inputs(
 fn layer_weights(
     find: &mut WeightFinder,
     architecture: &Architecture,
+    spec: &DecoderSpec,
     index: usize,
     layer: &LayerSpec,
-    hidden: usize,
 ) -> Result<LayerWeights> {
+    let hidden = spec.hidden_size;
     let prefix = format!("blk.{index}.");
     let n_q = layer.n_head * layer.head_dim;
     let n_ffn = layer.intermediate_size;
     let bias = architecture.other_bias;
     let norm = |find: &mut WeightFinder, name: &str, wanted: bool, n: usize| {
+        let name = format!("{prefix}{name}");
         wanted
-            .then(|| find.vector(&format!("{prefix}{name}.weight"), n))
+            .then(|| row_norm(find, architecture, &name, n))
             .transpose()
     };
     let (before, after) = match architecture.norms {
@@ -198,23 +227,48 @@ fn layer_weights(
         Norms::BeforeAndAfter => (Some("ffn_norm"), true),
     };
     let ffn_norm = before.unwrap_or_default();
-    let qk_norm = architecture.qk_norm != QkNorm::None;
-    let [n_q_norm, n_k_norm] = match architecture.qk_norm {
-        QkNorm::Rows => [n_q, layer.n_head_kv * layer.head_dim],
-        QkNorm::None | QkNorm::Heads | QkNorm::HeadsAfterRope => [layer.head_dim; 2],
+    let has = |find: &WeightFinder, name: &str| find.has(&format!("{prefix}{name}.weight"));
+    let (is_parallel, attn_norm, ffn_norm) = match architecture.block {
+        Block::Sequential => (false, "attn_norm", before),
+        Block::Parallel => (true, "attn_norm", None),
+        Block::ParallelWithoutNorm if !has(find, ffn_norm) => (true, "attn_norm", None),
+        Block::ParallelWithoutNorm => (false, "attn_norm", before),
+        Block::ParallelWhereStated => (spec.states_parallel == Some(true), "attn_norm", before),
+        Block::ParallelSecondNorm if has(find, "attn_norm_2") => {
+            (true, "attn_norm_2", Some("attn_norm"))
+        }
+        Block::ParallelSecondNorm => (true, "attn_norm", None),
     };
     let [attn_q, attn_k, attn_v] = attention_inputs(find, architecture, &prefix, layer, hidden)?;
-    let [ffn_gate, ffn_up] = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
+    let (ffn_gate, ffn_up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
     Ok(LayerWeights {
-        attn_norm: norm(find, "attn_norm", before.is_some(), hidden)?,
+        attn_norm: norm(find, attn_norm, before.is_some(), hidden)?,
         attn_q,
         attn_k,
         attn_v,
-        attn_q_norm: norm(find, "attn_q_norm", qk_norm, n_q_norm)?,
-        attn_k_norm: norm(find, "attn_k_norm", qk_norm, n_k_norm)?,
+        attn_q_norm: qk_norm(
+            find,
+            architecture,
+            &format!("{prefix}attn_q_norm"),
+            layer.n_head,
+            layer.head_dim,
+        )?,
+        attn_k_norm: qk_norm(
+            find,
+            architecture,
+            &format!("{prefix}attn_k_norm"),
+            layer.n_head_kv,
+            layer.head_dim,
+        )?,
         attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
         attn_post_norm: norm(find, "post_attention_norm", after, hidden)?,
-        ffn_norm: norm(find, ffn_norm, before.is_some(), hidden)?,
+        is_parallel,
+        ffn_norm: norm(
+            find,
+            ffn_norm.unwrap_or_default(),
+            ffn_norm.is_some(),
+            hidden,
+        )?,
         ffn_gate,
         ffn_up,
         ffn_down: linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?,
@@ -222,28 +276,73 @@ fn layer_weights(
     })
 }
 
-/// Both inner projections of the feed-forward block.
+/// The norm `name` of rows of `n` elements.
+fn row_norm(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    name: &str,
+    n: usize,
+) -> Result<Norm> {
+    let weight = find.vector(&format!("{name}.weight"), n)?;
+    let form = match architecture.norm {
+        NormKind::Rms => NormForm::Rms,
+        NormKind::Layer(bias) => NormForm::Layer {
+            bias: optional_vector(find, &format!("{name}.bias"), n, bias)?,
+            group: n,
+        },
+    };
+    Ok(Norm { weight, form })
+}
+
+/// The norm `name` of queries or keys.
+fn qk_norm(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    name: &str,
+    n_head: usize,
+    head_dim: usize,
+) -> Result<Option<Norm>> {
+    let weight = format!("{name}.weight");
+    let n = match architecture.qk_norm {
+        QkNorm::None => return Ok(None),
+        QkNorm::Heads | QkNorm::HeadsAfterRope => head_dim,
+        QkNorm::Rows => n_head * head_dim,
+        QkNorm::OptionalByHead if find.has(&weight) => {
+            let form = NormForm::Layer {
+                bias: None,
+                group: head_dim,
+            };
+            let weight = find.flat(&weight, n_head, head_dim)?;
+            return Ok(Some(Norm { weight, form }));
+        }
+        QkNorm::OptionalByHead => return Ok(None),
+    };
+    row_norm(find, architecture, name, n).map(Some)
+}
+
+/// The inner projections of the feed-forward block.
 fn gate_and_up(
     find: &mut WeightFinder,
     architecture: &Architecture,
     prefix: &str,
     n_ffn: usize,
     hidden: usize,
-) -> Result<[Linear; 2]> {
+) -> Result<(Option<Linear>, Linear)> {
     let [gate, up] = ["ffn_gate", "ffn_up"].map(|name| format!("{prefix}{name}"));
     let bias = architecture.other_bias;
     match architecture.feed_forward {
-        FeedForward::Gated => Ok([
-            linear(find, &gate, n_ffn, hidden, bias)?,
+        FeedForward::Gated => Ok((
+            Some(linear(find, &gate, n_ffn, hidden, bias)?),
             linear(find, &up, n_ffn, hidden, bias)?,
-        ]),
+        )),
+        FeedForward::Plain => Ok((None, linear(find, &up, n_ffn, hidden, bias)?)),
         FeedForward::FusedGate => {
             let up = format!("{up}.weight");
             let shape = [2 * n_ffn, hidden];
-            Ok([
-                (find.part(&up, &shape, 0..n_ffn)?, None),
+            Ok((
+                Some((find.part(&up, &shape, 0..n_ffn)?, None)),
                 (find.part(&up, &shape, n_ffn..2 * n_ffn)?, None),
-            ])
+            ))
         }
     }
 }
@@ -258,7 +357,7 @@ pub(crate) fn decoder_plan(
     max_outputs: usize,
 ) -> Result<Plan> {
     let DecoderModel { spec, weights, .. } = model;
-    let eps = spec.rms_norm_eps;
+    let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
 
     let embedding = if spec.embedding_scale == 1.0 {
@@ -272,26 +371,57 @@ pub(crate) fn decoder_plan(
         let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
         let attended = attention(&mut b, model, index, normed);
         let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
+        let attended = scaled(&mut b, "attn_scaled", attended, spec.residual_scale);
         let residual = b.add("ffn_inp", attended, x);
 
-        let normed = norm(&mut b, "ffn_norm", residual, w.ffn_norm, eps);
-        let gate = b.matmul("ffn_gate", normed, w.ffn_gate);
-        let up = b.matmul("ffn_up", normed, w.ffn_up);
-        let gated = b.gated_activation("ffn_gated", gate, up, spec.activation);
-        let down = b.matmul("ffn_out", gated, w.ffn_down);
+        let input = match (w.is_parallel, w.ffn_norm) {
+            (true, None) => normed,
+            (true, own) => norm(&mut b, "ffn_norm", x, own, eps),
+            (false, own) => norm(&mut b, "ffn_norm", residual, own, eps),
+        };
+        let inner = feed_forward(&mut b, w, input, spec.activation);
+        let down = b.matmul("ffn_out", inner, w.ffn_down);
         let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
+        let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
     }
     b.layer(None);
     let outputs = b.select_outputs("result_rows", x);
-    let normed = b.rms_norm("result_norm", outputs, model.output_norm, eps);
-    let logits = b.matmul("result_output", normed, model.output);
+    let normed = norm(&mut b, "result_norm", outputs, Some(model.output_norm), eps);
+    let mut logits = b.matmul("result_output", normed, model.output);
+    logits = scaled(&mut b, "result_scaled", logits, spec.logit_scale);
+    if let Some(cap) = spec.logit_soft_cap {
+        logits = b.map("result_capped", logits, Function::SoftCap(cap));
+    }
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
+}
+
+/// What the last projection of a feed-forward block takes in.
+fn feed_forward(
+    b: &mut PlanBuilder<'_>,
+    w: &LayerWeights,
+    x: BufferId,
+    activation: Activation,
+) -> BufferId {
+    let Some(gate) = w.ffn_gate else {
+        let up = b.matmul("ffn_up", x, w.ffn_up);
+        return b.map("ffn_act", up, Function::Activation(activation));
+    };
+    let gate = b.matmul("ffn_gate", x, gate);
+    let up = b.matmul("ffn_up", x, w.ffn_up);
+    b.gated_activation("ffn_gated", gate, up, activation)
+}
+
+fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
+    match factor {
+        1.0 => x,
+        _ => b.map(name, x, Function::Scale(factor)),
+    }
 }
 
 fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: BufferId) -> BufferId {
     let (layer, w) = (&model.spec.layers[index], &model.layers[index]);
-    let eps = model.spec.rms_norm_eps;
+    let eps = model.spec.norm_eps;
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
     let v = b.matmul("Vcur", x, w.attn_v);
@@ -312,6 +442,8 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
         n_head: layer.n_head,
         scale: layer.attention_scale,
         window: layer.window,
+        soft_cap: layer.soft_cap,
+        alibi: false,
     };
     let attended = b.attention("kqv_out", q, params);
     b.matmul("attn_output", attended, w.attn_output)
@@ -322,8 +454,14 @@ fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,
-    weight: Option<WeightId>,
+    norm: Option<Norm>,
     eps: f32,
 ) -> BufferId {
-    weight.map_or(x, |weight| b.rms_norm(name, x, weight, eps))
+    let Some(Norm { weight, form }) = norm else {
+        return x;
+    };
+    match form {
+        NormForm::Rms => b.rms_norm(name, x, weight, eps),
+        NormForm::Layer { bias, group } => b.layer_norm(name, x, (weight, bias), group, eps),
+    }
 }

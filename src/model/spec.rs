@@ -1,7 +1,8 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, EmbeddingScale, LocalRope, RopeDivisors as Divisors, RopeLayers, Windows,
+    self, Architecture, Block, EmbeddingScale, LocalRope, LogitScale, NormKind, ResidualScale,
+    RopeDivisors as Divisors, RopeLayers, SoftCap, Windows,
 };
 use super::hyperparameters::Hyperparameters;
 use super::rope::{RopeDivisors, RopeScaling, RopeSpec};
@@ -24,12 +25,21 @@ pub struct DecoderSpec {
     pub hidden_size: usize,
     /// Tokens the model was trained for.
     pub context_length: usize,
-    /// Added to the mean square in every RMS norm.
-    pub rms_norm_eps: f32,
+    /// Added to the mean square, or the variance, in every norm.
+    pub norm_eps: f32,
     /// Factor on the embedding.
     pub embedding_scale: f32,
-    /// On the gate of each feed-forward block.
+    /// Factor on what each block adds to the residual.
+    pub residual_scale: f32,
+    /// Factor on the logits.
+    pub logit_scale: f32,
+    /// The cap on the logits.
+    pub logit_soft_cap: Option<f32>,
+    /// Of each feed-forward block.
     pub activation: Activation,
+    /// Whether the file says that attention and feed-forward blocks stand beside each other; `None` where it
+    /// need not.
+    pub states_parallel: Option<bool>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
 }
@@ -49,6 +59,8 @@ pub struct LayerSpec {
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
     pub window: Option<usize>,
+    /// The cap on scaled query-key products.
+    pub soft_cap: Option<f32>,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
 }
@@ -78,13 +90,37 @@ impl DecoderSpec {
             vocab_size: embedding.n_rows(),
             hidden_size,
             context_length: in_range(&keys, "context_length", None, u32::MAX as usize)?,
-            rms_norm_eps: match keys.require_f32(EPSILON)? {
-                eps if eps >= 0.0 => eps,
-                eps => return Err(keys.invalid(EPSILON, format!("{eps}, expected at least 0"))),
-            },
+            norm_eps: norm_eps(architecture, &keys)?,
             embedding_scale: match architecture.embedding_scale {
                 EmbeddingScale::One => 1.0,
                 EmbeddingScale::SqrtHiddenSize => (hidden_size as f32).sqrt(),
+                EmbeddingScale::Stated(default) => factor(&keys, "embedding_scale", default)?,
+            },
+            residual_scale: match architecture.residual_scale {
+                ResidualScale::One => 1.0,
+                ResidualScale::Stated => factor(&keys, "residual_scale", 1.0)?,
+                ResidualScale::StatedOrByDepth(depth) => {
+                    factor(&keys, "residual_scale", depth / (n_layer as f32).sqrt())?
+                }
+            },
+            logit_scale: match architecture.logit_scale {
+                LogitScale::None => 1.0,
+                LogitScale::Multiplies => factor(&keys, "logit_scale", 1.0)?,
+                LogitScale::Divides => 1.0 / factor(&keys, "logit_scale", 1.0)?,
+                LogitScale::DividesOrByWidth(width) => {
+                    1.0 / factor(&keys, "logit_scale", hidden_size as f32 / width)?
+                }
+            },
+            logit_soft_cap: soft_cap(
+                &keys,
+                "final_logit_softcapping",
+                architecture.logit_soft_cap,
+            )?,
+            states_parallel: match architecture.block {
+                Block::ParallelWhereStated | Block::ParallelWithoutNorm => {
+                    keys.bool("use_parallel_residual")?
+                }
+                Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
             layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
@@ -120,7 +156,33 @@ impl DecoderSpec {
 /// The most that a count may be: far above any model, and products of two fit in `usize`.
 const MAX_COUNT: usize = 1 << 24;
 
-const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f32> {
+    let key = match architecture.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer(_) => "attention.layer_norm_epsilon",
+    };
+    match keys.require_f32(key)? {
+        eps if eps >= 0.0 => Ok(eps),
+        eps => Err(keys.invalid(key, format!("{eps}, expected at least 0"))),
+    }
+}
+
+/// A factor that the file states; one of 0 says that there is none.
+fn factor(keys: &Hyperparameters<'_>, key: &str, default: f32) -> Result<f32> {
+    let stated = keys.f32(key)?.filter(|&factor| factor != 0.0);
+    Ok(stated.unwrap_or(default))
+}
+
+fn soft_cap(keys: &Hyperparameters<'_>, key: &str, cap: SoftCap) -> Result<Option<f32>> {
+    let SoftCap::Stated(default) = cap else {
+        return Ok(None);
+    };
+    let cap = keys.f32(key)?.unwrap_or(default);
+    if cap < 0.0 {
+        return Err(keys.invalid(key, format!("{cap}, expected at least 0")));
+    }
+    Ok((cap != 0.0).then_some(cap))
+}
 
 /// A count from 1 to `most`; `value` where it has been read already.
 fn in_range(
@@ -187,6 +249,11 @@ fn layers(
         Some(scale) if scale != 0.0 => scale,
         _ => architecture.attention_scale(n_layer, hidden_size, n_head[0], head_dim),
     };
+    let soft_cap = soft_cap(
+        keys,
+        "attn_logit_softcapping",
+        architecture.attention_soft_cap,
+    )?;
     (0..n_layer)
         .map(|layer| {
             let (n_head, n_head_kv) = (n_head[layer], n_head_kv[layer]);
@@ -203,6 +270,7 @@ fn layers(
                 intermediate_size: intermediate_size[layer],
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
+                soft_cap,
                 rope: turns(layer).then(|| match windowed[layer] {
                     true => local_rope.clone(),
                     false => global_rope.clone(),

@@ -159,6 +159,20 @@ impl WeightFinder {
         self.part(name, &[n], 0..1)
     }
 
+    /// The matrix `name`, `[n_rows, n_cols]`, as a vector of all its rows.
+    pub(super) fn flat(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, &[n_rows, n_cols])?;
+        Ok(self.push(Weight {
+            name: name.to_owned(),
+            n_rows: 1,
+            n_cols: n_rows * n_cols,
+            file_type,
+            ty: WeightType::F32,
+            tensor,
+            first_element: 0,
+        }))
+    }
+
     /// The matrix `name`, `[n_rows, n_cols]`.
     pub(super) fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
         self.part(name, &[n_rows, n_cols], 0..n_rows)

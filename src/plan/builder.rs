@@ -1,7 +1,8 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
 use super::{
-    Activation, Buffer, BufferId, Extent, Op, Plan, RopeTable, RopeTableId, Step, check::check,
+    Activation, Buffer, BufferId, Extent, Function, Op, Plan, RopeTable, RopeTableId, Step,
+    check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -24,6 +25,8 @@ pub(crate) struct AttentionParams {
     pub(crate) n_head: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) alibi: bool,
 }
 
 impl<'a> PlanBuilder<'a> {
@@ -107,6 +110,29 @@ impl<'a> PlanBuilder<'a> {
         dst
     }
 
+    pub(crate) fn layer_norm(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        (weight, bias): (WeightId, Option<WeightId>),
+        group: usize,
+        eps: f32,
+    ) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(
+            name,
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                dst,
+            },
+        );
+        dst
+    }
+
     pub(crate) fn matmul(
         &mut self,
         name: &str,
@@ -164,6 +190,8 @@ impl<'a> PlanBuilder<'a> {
             n_head,
             scale,
             window,
+            soft_cap,
+            alibi,
         } = params;
         self.push(
             name,
@@ -173,6 +201,8 @@ impl<'a> PlanBuilder<'a> {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 dst,
             },
         );
@@ -196,6 +226,12 @@ impl<'a> PlanBuilder<'a> {
                 dst,
             },
         );
+        dst
+    }
+
+    pub(crate) fn map(&mut self, name: &str, src: BufferId, function: Function) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(name, Op::Map { src, function, dst });
         dst
     }
 

@@ -94,13 +94,26 @@ impl RopeTable {
     }
 }
 
-/// The non-linearity on the gate of a feed-forward block.
+/// The non-linearity of a feed-forward block: on its gate, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
     /// GELU in its tanh form (arXiv:1606.08415, section 2).
     GeluTanh,
+    /// `max(x, 0)^2` (arXiv:2109.08668, section 3.1).
+    ReluSquared,
+}
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    /// `x * factor`.
+    Scale(f32),
+    /// `cap * tanh(x / cap)` (arXiv:2408.00118, section 2).
+    SoftCap(f32),
+    /// A non-linearity.
+    Activation(Activation),
 }
 
 /// What a step computes. Closed on purpose: every executor matches it without a wildcard.
@@ -123,6 +136,22 @@ pub enum Op {
         /// `[group]`; a row has one group (a layer's norm) or several (a norm of each head).
         weight: WeightId,
         /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst = (src - mean) / sqrt(variance + eps) * weight (+ bias)` over each group of `group` elements
+    /// (arXiv:1607.06450, equation 4).
+    LayerNorm {
+        /// `[n_rows, n_groups * group]`.
+        src: BufferId,
+        /// `[group]`, or several of them, which the groups of a row take in turn.
+        weight: WeightId,
+        /// As `weight`.
+        bias: Option<WeightId>,
+        /// Elements that are normalised together.
+        group: usize,
+        /// Added to the variance.
         eps: f32,
         /// As `src`.
         dst: BufferId,
@@ -175,6 +204,10 @@ pub enum Op {
         scale: f32,
         /// Key `j` is visible to query `i` where `0 <= i - j < window`.
         window: Option<usize>,
+        /// The cap on scaled dot products (arXiv:2408.00118, section 2).
+        soft_cap: Option<f32>,
+        /// Whether distance lowers scores, by a slope of each head (ALiBi, arXiv:2108.12409).
+        alibi: bool,
         /// `[n_rows, n_head * head_dim]`.
         dst: BufferId,
     },
@@ -187,6 +220,15 @@ pub enum Op {
         /// On the gate.
         activation: Activation,
         /// `[n_rows, intermediate_size]`.
+        dst: BufferId,
+    },
+    /// `dst = function(src)`, of each element for itself.
+    Map {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// Of an element.
+        function: Function,
+        /// `[n_rows, width]`.
         dst: BufferId,
     },
     /// `dst = a + b`.
@@ -213,10 +255,12 @@ impl Op {
         match *self {
             Op::Embed { dst, .. }
             | Op::RmsNorm { dst, .. }
+            | Op::LayerNorm { dst, .. }
             | Op::MatMul { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
+            | Op::Map { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -228,6 +272,8 @@ impl Op {
         match *self {
             Op::Embed { .. } => vec![],
             Op::RmsNorm { src, .. }
+            | Op::LayerNorm { src, .. }
+            | Op::Map { src, .. }
             | Op::MatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],

@@ -106,6 +106,20 @@ impl CpuExecutor {
             } => {
                 elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
             }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                ..
+            } => {
+                let affine = (
+                    weights.vector(weight),
+                    bias.map(|bias| weights.vector(bias)),
+                );
+                elementwise::layer_norm(group, buffer(src), affine, eps, out);
+            }
             Op::MatMul {
                 src,
                 weight,
@@ -135,12 +149,16 @@ impl CpuExecutor {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 ..
             } => {
                 let shape = Attention {
                     n_head,
                     scale,
                     window,
+                    soft_cap,
+                    alibi,
                     position: batch.position,
                 };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
@@ -152,6 +170,9 @@ impl CpuExecutor {
                 ..
             } => {
                 elementwise::gated_activation(activation, width, buffer(gate), buffer(up), out);
+            }
+            Op::Map { src, function, .. } => {
+                elementwise::map(function, width, buffer(src), out);
             }
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {

@@ -108,6 +108,13 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
     let of_op = |op: &Op| match *op {
         Op::Embed { weight, .. } => of_weight(weight),
         Op::RmsNorm { weight, eps, .. } => format!("{} {eps}", of_weight(weight)),
+        Op::LayerNorm {
+            weight,
+            bias,
+            group,
+            eps,
+            ..
+        } => format!("{} {} {group} {eps}", of_weight(weight), bias.is_some()),
         Op::MatMul { weight, bias, .. } => {
             format!("{} {}", of_weight(weight), bias.is_some())
         }
@@ -120,9 +127,15 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             n_head,
             scale,
             window,
+            soft_cap,
+            alibi,
             ..
-        } => format!("{:?} {n_head} {scale} {window:?}", kv.layers[layer]),
+        } => format!(
+            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi}",
+            kv.layers[layer]
+        ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
+        Op::Map { function, .. } => format!("{function:?}"),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();

@@ -70,6 +70,21 @@ impl<'a> Lowering<'a> {
                 };
                 vec![few, many]
             }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                dst,
+            } => {
+                use kernels::layer_norm::{KERNEL, Params, grid};
+                let n_weight = self.shared.weights.get(weight).n_cols;
+                let params = Params::new(self.width(dst), group, n_weight, eps, bias.is_some());
+                let bias = bias.unwrap_or(weight);
+                let storage = vec![of(src), vector(weight), vector(bias), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
             Op::Rope {
                 src,
                 table,
@@ -116,6 +131,11 @@ impl<'a> Lowering<'a> {
                 };
                 vec![gated(Rows::FEW, 0, [of(dst), of(dst)]), many]
             }
+            Op::Map { src, function, dst } => {
+                use kernels::map::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst), function);
+                vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
+            }
             // The product in front of it has added its residual.
             Op::Add { .. } if self.residual_of(index.wrapping_sub(1)).is_some() => Vec::new(),
             Op::Add { a, b, dst } => {
@@ -157,7 +177,9 @@ impl<'a> Lowering<'a> {
             storage.clone(),
             attention::grid,
         );
-        let many = self.choice.attention_tile(shape.head_dim).map(|tile| {
+        let tile = self.choice.attention_tile(shape.head_dim);
+        let tile = tile.filter(|_| attention_coop::fits(&shape));
+        let many = tile.map(|tile| {
             let kernel = &attention_coop::KERNEL;
             let grid = move |params: &_, n_rows| attention_coop::grid(tile, params, n_rows);
             let draft = self.plain(step, dst, kernel, params, storage, grid);
