@@ -504,9 +504,10 @@ fn open_gpu(
 }
 
 fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
+    let most = spec.n_positions.unwrap_or(u32::MAX as usize / 2);
     match wish {
-        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS)),
-        Some(tokens) if (1..=u32::MAX as usize / 2).contains(&tokens) => {
+        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS).min(most)),
+        Some(tokens) if (1..=most).contains(&tokens) => {
             if tokens > spec.context_length {
                 log::warn!(
                     "a context of {tokens} tokens, but the model was trained for {}",
@@ -517,7 +518,7 @@ fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
         }
         Some(tokens) => Err(Error::InvalidArgument {
             name: "context_length",
-            message: format!("{tokens}, expected 1 to {}", u32::MAX / 2),
+            message: format!("{tokens}, expected 1 to {most}"),
         }),
     }
 }

@@ -178,11 +178,17 @@ impl ReferenceExecutor {
     fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
         let buffer = |id: BufferId| self.buffers[id.0].as_slice();
         match *op {
-            Op::Embed { weight, scale, .. } => {
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                ..
+            } => {
                 let row = |token: usize, row: &mut [f32]| {
                     self.weights.decode_rows(weight, token..token + 1, row);
                 };
-                kernels::embed::twin(&row, batch.tokens, scale, out);
+                let indices = batch.indices(index);
+                kernels::embed::twin(&row, &indices, scale, out);
             }
             Op::RmsNorm {
                 src, weight, eps, ..

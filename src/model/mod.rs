@@ -3,7 +3,9 @@
 mod architectures;
 mod decoder;
 mod hyperparameters;
+mod layers;
 mod rope;
+mod rope_spec;
 mod spec;
 mod weights;
 

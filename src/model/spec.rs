@@ -1,16 +1,16 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Block, EmbeddingScale, LocalRope, LogitScale, NormKind, ResidualScale,
-    RopeDivisors as Divisors, RopeLayers, SoftCap, Windows,
+    self, Architecture, Block, EmbeddingScale, LocalRope, LogitScale, NormKind, Positions,
+    ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::hyperparameters::Hyperparameters;
-use super::rope::{RopeDivisors, RopeScaling, RopeSpec};
-use super::weights;
+use super::rope::RopeSpec;
+use super::{rope_spec, weights};
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, WeightType};
+use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
-use crate::plan::{Activation, QueryTemperature};
+use crate::plan::Activation;
 
 /// Everything about a decoder model that is not a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +29,8 @@ pub struct DecoderSpec {
     pub norm_eps: f32,
     /// Factor on the embedding.
     pub embedding_scale: f32,
+    /// Positions that have an embedding, where positions are learned: the longest context.
+    pub n_positions: Option<usize>,
     /// Factor on what each block adds to the residual.
     pub residual_scale: f32,
     /// Factor on the logits.
@@ -37,8 +39,8 @@ pub struct DecoderSpec {
     pub logit_soft_cap: Option<f32>,
     /// Of each feed-forward block.
     pub activation: Activation,
-    /// Whether the file says that attention and feed-forward blocks stand beside each other; `None` where it
-    /// need not.
+    /// Whether the file says that feed-forward blocks stand beside attention; `None` where it is not the one to
+    /// say it.
     pub states_parallel: Option<bool>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
@@ -61,6 +63,8 @@ pub struct LayerSpec {
     pub window: Option<usize>,
     /// The cap on scaled query-key products.
     pub soft_cap: Option<f32>,
+    /// Whether distance lowers scores (ALiBi).
+    pub alibi: bool,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
 }
@@ -96,6 +100,10 @@ impl DecoderSpec {
                 EmbeddingScale::SqrtHiddenSize => (hidden_size as f32).sqrt(),
                 EmbeddingScale::Stated(default) => factor(&keys, "embedding_scale", default)?,
             },
+            n_positions: match architecture.positions {
+                Positions::Rope | Positions::Alibi => None,
+                Positions::Learned => gguf.tensor(weights::POSITIONS).map(|t| t.n_rows()),
+            },
             residual_scale: match architecture.residual_scale {
                 ResidualScale::One => 1.0,
                 ResidualScale::Stated => factor(&keys, "residual_scale", 1.0)?,
@@ -117,9 +125,12 @@ impl DecoderSpec {
                 architecture.logit_soft_cap,
             )?,
             states_parallel: match architecture.block {
-                Block::ParallelWhereStated | Block::ParallelWithoutNorm => {
-                    keys.bool("use_parallel_residual")?
-                }
+                Block::ParallelWhereStated => match keys.bool(PARALLEL)? {
+                    None => return Err(keys.invalid(PARALLEL, "missing")),
+                    stated => stated,
+                },
+                // The norm that is absent says it.
+                Block::ParallelWithoutNorm => keys.bool(PARALLEL)?.and(None),
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
@@ -155,6 +166,8 @@ impl DecoderSpec {
 
 /// The most that a count may be: far above any model, and products of two fit in `usize`.
 const MAX_COUNT: usize = 1 << 24;
+
+const PARALLEL: &str = "use_parallel_residual";
 
 fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f32> {
     let key = match architecture.norm {
@@ -230,7 +243,7 @@ fn layers(
         let what = format!("{head_dim}, expected a multiple of 4 up to {MAX_HEAD_DIM}");
         return Err(keys.invalid("attention.key_length", what));
     }
-    let global_rope = rope(gguf, architecture, keys, head_dim)?;
+    let global_rope = rope_spec::read(gguf, architecture, keys, head_dim)?;
     let (window, windowed) = windows(architecture, keys, n_layer)?;
     let local_rope = match architecture.local_rope {
         LocalRope::Same => global_rope.clone(),
@@ -241,6 +254,7 @@ fn layers(
         }
     };
     let turns = |layer: usize| match architecture.rope_layers {
+        _ if architecture.positions != Positions::Rope => false,
         RopeLayers::All => true,
         RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
         RopeLayers::Windowed => windowed[layer] || window.is_none(),
@@ -271,6 +285,7 @@ fn layers(
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
                 soft_cap,
+                alibi: architecture.positions == Positions::Alibi,
                 rope: turns(layer).then(|| match windowed[layer] {
                     true => local_rope.clone(),
                     false => global_rope.clone(),
@@ -305,137 +320,4 @@ fn windows(
     let window = window.filter(|&window| window > 0 && at_layers.is_none_or(|n| n == n_layer));
     let windowed = keys.windowed_layers(PATTERN, period, n_layer)?;
     Ok((window, if window.is_some() { windowed } else { nowhere }))
-}
-
-fn rope(
-    gguf: &Gguf,
-    architecture: &Architecture,
-    keys: &Hyperparameters<'_>,
-    head_dim: usize,
-) -> Result<RopeSpec> {
-    let n_dims = keys.usize("rope.dimension_count")?.unwrap_or(head_dim);
-    if n_dims == 0 || n_dims > head_dim || !n_dims.is_multiple_of(2) {
-        let what = format!("{n_dims}, expected an even number up to the head's {head_dim}");
-        return Err(keys.invalid("rope.dimension_count", what));
-    }
-    let theta = keys.f32("rope.freq_base")?.unwrap_or(10000.0);
-    // `rope.scale_linear` is the older name of the factor.
-    let older = keys.f32("rope.scale_linear")?;
-    let factor = keys.f32("rope.scaling.factor")?.or(older).unwrap_or(1.0);
-    if theta <= 1.0 {
-        return Err(keys.invalid("rope.freq_base", format!("{theta}, expected more than 1")));
-    }
-    let factor = if factor == 0.0 { 1.0 } else { factor };
-    if factor < 0.0 {
-        return Err(keys.invalid(
-            "rope.scaling.factor",
-            format!("{factor}, expected more than 0"),
-        ));
-    }
-    let original_context_length = keys.usize("rope.scaling.original_context_length")?;
-    let log_multiplier = keys.f32("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
-    let scaling = match keys.str("rope.scaling.type")? {
-        Some("none") => RopeScaling::None,
-        None | Some("linear") if factor == 1.0 => RopeScaling::None,
-        None | Some("linear") => RopeScaling::Linear { factor },
-        Some("yarn") => RopeScaling::Yarn {
-            factor,
-            original_context_length: match original_context_length {
-                Some(length) if length > 0 => length,
-                _ => keys.require_usize("context_length")?,
-            },
-            log_multiplier,
-            ramp: match architecture.states_yarn_ramp {
-                true => [
-                    keys.f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                    keys.f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                ],
-                false => [32.0, 1.0],
-            },
-        },
-        Some(other) => {
-            return Err(Error::Unsupported {
-                kind: "rope scaling",
-                name: other.to_owned(),
-                supported: "none, linear, yarn".to_owned(),
-            });
-        }
-    };
-    Ok(RopeSpec {
-        pairing: architecture.rope_pairing,
-        n_dims,
-        theta,
-        scaling,
-        attention_factor: keys.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
-        divisors: match architecture.rope_divisors {
-            Divisors::None => RopeDivisors::None,
-            Divisors::Fixed => rope_divisors(gguf, weights::ROPE_DIVISORS, n_dims)?
-                .map_or(RopeDivisors::None, RopeDivisors::Fixed),
-            Divisors::ByContext => {
-                let [short, long] = weights::LONG_ROPE_DIVISORS;
-                let short = rope_divisors(gguf, short, n_dims)?;
-                match (short, rope_divisors(gguf, long, n_dims)?) {
-                    (Some(short), Some(long)) => RopeDivisors::ByContext {
-                        most_short: match original_context_length {
-                            Some(length) => length,
-                            None => keys.require_usize("context_length")?,
-                        },
-                        short,
-                        long,
-                    },
-                    _ => RopeDivisors::None,
-                }
-            }
-        },
-        query_temperature: match architecture.has_query_temperature {
-            true => query_temperature(keys, original_context_length, n_dims == head_dim)?,
-            false => None,
-        },
-    })
-}
-
-fn query_temperature(
-    keys: &Hyperparameters<'_>,
-    original_context_length: Option<usize>,
-    turns_whole_heads: bool,
-) -> Result<Option<QueryTemperature>> {
-    const KEY: &str = "attention.temperature_scale";
-    let scale = keys.f32(KEY)?.filter(|&scale| scale != 0.0);
-    let Some(scale) = scale else { return Ok(None) };
-    let tokens = match original_context_length {
-        Some(length) if length > 0 => length,
-        _ => keys.require_usize("context_length")?,
-    };
-    if !turns_whole_heads {
-        let what = format!("{scale}, but rope turns a part of each head");
-        return Err(keys.invalid(KEY, what));
-    }
-    Ok(Some(QueryTemperature {
-        scale: f64::from(scale),
-        tokens,
-    }))
-}
-
-fn rope_divisors(gguf: &Gguf, name: &str, n_dims: usize) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = gguf.tensor(name) else {
-        return Ok(None);
-    };
-    let invalid = |what: String| Error::InvalidModel {
-        message: format!("tensor `{}`: {what}", tensor.name),
-    };
-    if tensor.shape != [n_dims / 2] {
-        return Err(invalid(format!(
-            "shape {:?}, expected [{}]",
-            tensor.shape,
-            n_dims / 2
-        )));
-    }
-    let mut divisors = vec![0.0; n_dims / 2];
-    WeightType::try_from(tensor.ty)?.decode(gguf.tensor_bytes(tensor), &mut divisors);
-    match divisors.iter().find(|d| !(d.is_finite() && **d != 0.0)) {
-        Some(bad) => Err(invalid(format!(
-            "{bad}, expected finite divisors other than 0"
-        ))),
-        None => Ok(Some(divisors)),
-    }
 }

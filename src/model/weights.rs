@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Read into the rope tables, not kept as a weight.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+/// The embedding of positions.
+pub(super) const POSITIONS: &str = "position_embd.weight";
+
 /// Likewise, of short contexts and of long ones.
 pub(super) const LONG_ROPE_DIVISORS: [&str; 2] =
     ["rope_factors_short.weight", "rope_factors_long.weight"];

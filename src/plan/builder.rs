@@ -1,8 +1,8 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
 use super::{
-    Activation, Buffer, BufferId, Extent, Function, Op, Plan, RopeTable, RopeTableId, Step,
-    check::check,
+    Activation, Buffer, BufferId, EmbedIndex, Extent, Function, Op, Plan, RopeTable, RopeTableId,
+    Step, check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -84,9 +84,23 @@ impl<'a> PlanBuilder<'a> {
         });
     }
 
-    pub(crate) fn embed(&mut self, name: &str, weight: WeightId, scale: f32) -> BufferId {
+    pub(crate) fn embed(
+        &mut self,
+        name: &str,
+        weight: WeightId,
+        index: EmbedIndex,
+        scale: f32,
+    ) -> BufferId {
         let dst = self.buffer(name, self.weights.get(weight).n_cols, Extent::Tokens);
-        self.push(name, Op::Embed { weight, scale, dst });
+        self.push(
+            name,
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                dst,
+            },
+        );
         dst
     }
 

@@ -11,6 +11,7 @@ mod tests;
 pub(crate) use builder::{AttentionParams, PlanBuilder};
 
 use crate::model::{WeightId, Weights};
+use std::borrow::Cow;
 
 /// A buffer of a [`Plan`], by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,6 +106,15 @@ pub enum Activation {
     ReluSquared,
 }
 
+/// What names a row of an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbedIndex {
+    /// The token.
+    Token,
+    /// The position.
+    Position,
+}
+
 /// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Function {
@@ -119,10 +129,12 @@ pub enum Function {
 /// What a step computes. Closed on purpose: every executor matches it without a wildcard.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `dst[row] = weight[token[row]] * scale`.
+    /// `dst[row] = weight[index(row)] * scale`.
     Embed {
-        /// `[vocab_size, hidden_size]`.
+        /// `[n_indices, hidden_size]`.
         weight: WeightId,
+        /// What a row looks up.
+        index: EmbedIndex,
         /// Factor on the embedding.
         scale: f32,
         /// `[n_rows, hidden_size]`.
@@ -395,6 +407,17 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    /// What each row looks up in an embedding.
+    pub(crate) fn indices(&self, index: EmbedIndex) -> Cow<'_, [u32]> {
+        match index {
+            EmbedIndex::Token => Cow::Borrowed(self.tokens),
+            EmbedIndex::Position => {
+                let positions = self.position..self.position + self.n_rows();
+                positions.map(|position| position as u32).collect()
+            }
+        }
+    }
+
     /// Rows of token-wide buffers.
     pub fn n_rows(&self) -> usize {
         self.tokens.len()

@@ -2,7 +2,9 @@
 
 use super::Extent::{Outputs, Tokens};
 use super::check::check;
-use super::{Activation, Buffer, BufferId, Extent, Function, Op, Plan, RopeTableId, Step};
+use super::{
+    Activation, Buffer, BufferId, EmbedIndex, Extent, Function, Op, Plan, RopeTableId, Step,
+};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvLayer;
 use crate::model::{DecoderModel, WeightId, WeightStorage, decoder_plan};
@@ -141,6 +143,7 @@ fn embedding_is_refused_in_other_widths_and_rows() {
     let embed = |width, extent| {
         move |case: &mut Case| Op::Embed {
             weight: case.weight("attn_q"),
+            index: EmbedIndex::Token,
             scale: 1.0,
             dst: case.new_buffer(width, extent),
         }

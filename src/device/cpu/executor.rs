@@ -95,12 +95,20 @@ impl CpuExecutor {
         let simd = *simd;
         let buffer = |id: BufferId| self.buffer(id, batch);
         match *op {
-            Op::Embed { weight, scale, .. } => elementwise::for_rows(out, width, |row, out| {
-                let token = batch.tokens[row] as usize;
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                ..
+            } => {
+                let indices = batch.indices(index);
                 let ty = weights.get(weight).ty;
-                simd.decode(ty, &weights.rows(weight, token..token + 1), out);
-                out.iter_mut().for_each(|value| *value *= scale);
-            }),
+                elementwise::for_rows(out, width, |row, out| {
+                    let index = indices[row] as usize;
+                    simd.decode(ty, &weights.rows(weight, index..index + 1), out);
+                    out.iter_mut().for_each(|value| *value *= scale);
+                });
+            }
             Op::RmsNorm {
                 src, weight, eps, ..
             } => {

@@ -314,7 +314,8 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
             matrix: shard.matrix(),
             dst_stride: row_stride(n_cols) as u32,
             scale: SCALE,
-            padding: [0; 2],
+            by_position: 0,
+            padding: 0,
         };
         let mut buffers = run_kernel(
             context,

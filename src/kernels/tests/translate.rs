@@ -58,6 +58,7 @@ fn params_members(kernel: &Kernel) -> Members {
             matrix,
             dst_stride,
             scale,
+            by_position,
             padding
         }),
         "f16_rows" => members!(f16_rows::Params {

@@ -11,7 +11,7 @@ use crate::kernels::attention_few::Heads;
 use crate::kernels::{self, Kernel, Src, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
-use crate::plan::{BufferId, Extent, Op, Plan, Step};
+use crate::plan::{BufferId, EmbedIndex, Extent, Op, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
@@ -37,7 +37,7 @@ impl<'a> Lowering<'a> {
         let of = |id: BufferId| whole(self.buffers.activation(id));
         let vector = |id: WeightId| self.shared.weights.vector(id);
         match *op {
-            Op::Embed { weight, scale, dst } => self.embed(index, weight, scale, dst),
+            Op::Embed { .. } => self.embed(index, op),
             Op::MatMul { .. } => self.matmul(index, op),
             Op::RmsNorm {
                 src,
@@ -318,8 +318,17 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    fn embed(&self, step: usize, weight: WeightId, scale: f32, dst: BufferId) -> Vec<Draft<'a>> {
+    fn embed(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
         use kernels::embed::{KERNEL, Params, grid};
+        let Op::Embed {
+            weight,
+            index,
+            scale,
+            dst,
+        } = *op
+        else {
+            return Vec::new();
+        };
         let shards = self.shared.weights.shards(weight).iter();
         shards
             .map(|shard| {
@@ -327,7 +336,8 @@ impl<'a> Lowering<'a> {
                     matrix: shard.shard.matrix(),
                     dst_stride: row_stride(self.width(dst)) as u32,
                     scale,
-                    padding: [0; 2],
+                    by_position: u32::from(index == EmbedIndex::Position),
+                    padding: 0,
                 };
                 let activation = whole(self.buffers.activation(dst));
                 let storage = vec![whole(&self.buffers.tokens), shard.binding(), activation];
