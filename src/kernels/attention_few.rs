@@ -20,7 +20,8 @@ pub(crate) struct Params {
     pub(crate) scale: f32,
     pub(crate) window: u32,
     pub(crate) has_int8: u32,
-    pub(crate) padding: u32,
+    /// 0 for none.
+    pub(crate) soft_cap: f32,
 }
 
 impl Params {
@@ -37,7 +38,7 @@ impl Params {
                 .and_then(|window| u32::try_from(window).ok())
                 .unwrap_or(u32::MAX),
             has_int8: has_int8.into(),
-            padding: 0,
+            soft_cap: shape.soft_cap.unwrap_or(0.0),
         }
     }
 }
@@ -58,6 +59,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     uses: Uses {
         kv: true,
         heads: true,
+        soft_cap: true,
         quantize: true,
         ..Uses::NOTHING
     },
@@ -140,7 +142,8 @@ impl Heads {
 
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
-    shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim)
+    let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
+    has_dims && !shape.alibi
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -195,6 +198,8 @@ mod tests {
             position: 0,
             scale: 1.0,
             window: None,
+            soft_cap: None,
+            alibi: false,
         }
     }
 

@@ -215,6 +215,8 @@ fn attends<'a>(
         n_head,
         scale,
         window,
+        soft_cap,
+        alibi,
         ..
     } = *op
     else {
@@ -228,6 +230,8 @@ fn attends<'a>(
         position: batch.position,
         scale,
         window,
+        soft_cap,
+        alibi,
     };
     Some((shape, queries.get(&q)?, keys.get(&layer)?))
 }

@@ -169,7 +169,11 @@ pub(crate) fn engine_logits_with_reference(
 
 /// The prompt's tokens, repeated or cut to the number asked for and to what leaves room for `more`.
 fn prompt_tokens(engine: &Engine, options: &VerifyOptions, more: usize) -> Result<Vec<u32>> {
-    let prompt = engine.tokenizer().encode(&options.prompt, true, false)?;
+    let prompt = match engine.tokenizer() {
+        // Without text any tokens will do, if they are not all alike.
+        tokenizer if tokenizer.is_absent() => (0..tokenizer.vocab_size() as u32).collect(),
+        tokenizer => tokenizer.encode(&options.prompt, true, false)?,
+    };
     let room = engine.context_length().saturating_sub(more);
     let n_prompt = options.prompt_tokens.min(engine.plan().max_rows).min(room);
     let tokens: Vec<u32> = prompt
