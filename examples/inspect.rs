@@ -71,6 +71,9 @@ fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result
             tensor.n_bytes,
             tensor.offset,
         )?;
+        if gguf.n_parts() > 1 {
+            write!(out, " of part {}", tensor.part + 1)?;
+        }
         if has_hashes {
             write!(out, ", xxh64 {:016x}", gguf.tensor_hash(tensor))?;
         }
@@ -113,8 +116,8 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  rms_norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
-        spec.rms_norm_eps, spec.embedding_scale, spec.activation,
+        "  norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
+        spec.norm_eps, spec.embedding_scale, spec.activation,
     )?;
     let mut first = 0;
     for same in spec.layers.chunk_by(|a, b| a == b) {
@@ -137,11 +140,14 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
                 .window
                 .map_or("none".to_owned(), |tokens| format!("{tokens} tokens")),
         )?;
-        writeln!(
-            out,
-            "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
-            layer.rope.theta, layer.rope.n_dims, layer.rope.pairing, layer.rope.scaling,
-        )?;
+        match &layer.rope {
+            Some(rope) => writeln!(
+                out,
+                "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
+                rope.theta, rope.n_dims, rope.pairing, rope.scaling,
+            )?,
+            None => writeln!(out, "    no rope")?,
+        }
         first = last + 1;
     }
     Ok(())
@@ -176,11 +182,13 @@ fn op_name(op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "embed",
         Op::RmsNorm { .. } => "rms_norm",
+        Op::LayerNorm { .. } => "layer_norm",
         Op::MatMul { .. } => "matmul",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
+        Op::Map { .. } => "map",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }

@@ -117,7 +117,8 @@ impl Engine {
         Ok(Session::new(self.clone(), executor))
     }
 
-    /// Turns text into the model's tokens and back.
+    /// Turns text into the model's tokens and back. Where the file has no tokenizer
+    /// ([`Tokenizer::is_absent`]) text is an error, and [`Session::generate_tokens`] takes ids.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
     }
@@ -314,6 +315,7 @@ pub struct EngineBuilder {
     sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
+    chat_template: Option<String>,
     #[cfg(test)]
     tampering: crate::device::wgpu::tampering::Tampering,
     progress: Box<dyn FnMut(Progress) + Send>,
@@ -333,6 +335,7 @@ impl EngineBuilder {
             sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
+            chat_template: None,
             #[cfg(test)]
             tampering: Default::default(),
             progress: Box::new(|_| ()),
@@ -400,6 +403,12 @@ impl EngineBuilder {
         self
     }
 
+    /// The template that turns messages into a prompt, in Jinja; the file's own without this.
+    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
+        self
+    }
+
     /// Damages what runs on the GPU.
     #[cfg(test)]
     pub(crate) fn tamper(mut self, damage: crate::device::wgpu::tampering::Tampering) -> Self {
@@ -420,7 +429,7 @@ impl EngineBuilder {
     /// [`Error::Io`] and [`Error::Gguf`] for a file that cannot be read or is damaged,
     /// [`Error::Unsupported`] and [`Error::InvalidModel`] for one that cannot run, [`Error::NoDevice`],
     /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
-    /// option out of range.
+    /// option out of range, [`Error::ChatTemplate`] for a template of the caller's that is none.
     pub fn build(self) -> Result<Engine> {
         let sentinels = self.sentinels.checked()?;
         let gguf = Arc::new(match self.source {
@@ -441,10 +450,11 @@ impl EngineBuilder {
                 if let Some(n_layer) = self.n_layer {
                     model.keep_layers(n_layer)?;
                 }
-                Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
+                let n_tokens = model.spec.vocab_size;
+                Ok((model, Tokenizer::of_model(gguf.metadata(), n_tokens)?))
             },
         );
-        let (model, tokenizer) = read?;
+        let (mut model, tokenizer) = read?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             let message = format!(
                 "the tokenizer has {} tokens, the embedding {} rows",
@@ -453,8 +463,12 @@ impl EngineBuilder {
             );
             return Err(Error::InvalidModel { message });
         }
-        let chat_template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer);
+        let chat_template = match &self.chat_template {
+            Some(source) => Ok(Some(ChatTemplate::for_tokenizer(source, &tokenizer)?)),
+            None => ChatTemplate::from_metadata(gguf.metadata(), &tokenizer),
+        };
         let capacity = wanted_context(self.context_length, &model.spec)?;
+        model.context_length = capacity;
 
         let mut progress = self.progress;
         let mut report = |done_bytes, total_bytes| {
@@ -538,9 +552,10 @@ fn open_gpu(
 }
 
 fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
+    let most = spec.n_positions.unwrap_or(u32::MAX as usize / 2);
     match wish {
-        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS)),
-        Some(tokens) if (1..=u32::MAX as usize / 2).contains(&tokens) => {
+        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS).min(most)),
+        Some(tokens) if (1..=most).contains(&tokens) => {
             if tokens > spec.context_length {
                 log::warn!(
                     "a context of {tokens} tokens, but the model was trained for {}",
@@ -551,7 +566,7 @@ fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
         }
         Some(tokens) => Err(Error::InvalidArgument {
             name: "context_length",
-            message: format!("{tokens}, expected 1 to {}", u32::MAX / 2),
+            message: format!("{tokens}, expected 1 to {most}"),
         }),
     }
 }

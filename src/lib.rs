@@ -48,7 +48,7 @@ pub mod sampler;
 mod session;
 pub mod tokenizer;
 
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatOptions, ChatTemplate, Json, Message, ToolCall};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;

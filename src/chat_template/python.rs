@@ -2,7 +2,7 @@
 
 use fancy_regex::Regex;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, Output, State, Value};
 
 /// The template without `{% generation %}` and `{% endgeneration %}`, which mark what the model has
 /// written for those who train it: blocks that are always entered stand in their place.
@@ -22,6 +22,66 @@ pub(super) fn unmark_generation(source: &str) -> crate::Result<String> {
     Ok(unmarked)
 }
 
+/// The most bytes of text that one filter or method may write.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Containers deeper than this are not written out, so that no template exhausts the stack.
+const MAX_DEPTH: usize = 100;
+
+/// The methods of Python's strings, lists and dicts. Those that can make a huge text of small ones are
+/// refused it before they begin: the engine counts only what they return.
+pub(super) fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
+    let length = |value: &Value| value.as_str().map_or(0, str::len);
+    let n_bytes = match (value.as_str(), name, arguments) {
+        (Some(text), "replace", [old, new, ..]) => {
+            let n_matches = old.as_str().map_or(0, |old| text.matches(old).count());
+            n_matches.saturating_mul(length(new))
+        }
+        (Some(text), "join", [items]) => items.len().unwrap_or(0).saturating_mul(text.len()),
+        _ => 0,
+    };
+    if n_bytes > MAX_BYTES {
+        let message = format!("{name}: more than 16 MiB of text");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// Writes what `{{ }}` shows. A container that holds itself, many times over or without end, is small,
+/// what it writes is not: it is looked through first.
+pub(super) fn show(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    check_size(value, 0, &mut 1_000_000)?;
+    minijinja::escape_formatter(output, state, value)
+}
+
+/// The filter `string`.
+pub(super) fn string(value: &Value) -> Result<String, Error> {
+    check_size(value, 0, &mut 1_000_000)?;
+    Ok(value.to_string())
+}
+
+fn check_size(value: &Value, depth: usize, n_left: &mut usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH || *n_left == 0 {
+        let message = "a list or map is too large or nested too deep to be written out";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    *n_left -= 1;
+    match value.kind() {
+        ValueKind::Seq => value
+            .try_iter()?
+            .try_for_each(|item| check_size(&item, depth + 1, n_left)),
+        ValueKind::Map => value
+            .try_iter()?
+            .try_for_each(|key| check_size(&value.get_item(&key)?, depth + 1, n_left)),
+        _ => Ok(()),
+    }
+}
+
 /// `raise_exception(message)`: the template refuses the conversation.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -31,6 +91,10 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
 /// HTML, and characters beyond ASCII stay as they are unless `ensure_ascii` is given.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|indent| indent > Json::MAX_INDENT) {
+        let message = format!("tojson: `indent` above {}", Json::MAX_INDENT);
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let separators: Option<Vec<String>> = options.get("separators")?;
     let (item_separator, key_separator) = match separators.as_deref() {
         Some([item, key]) => (item.as_str(), key.as_str()),
@@ -66,11 +130,14 @@ struct Json<'a> {
 }
 
 impl Json<'_> {
-    /// Nesting beyond this is refused, so that no template exhausts the stack.
-    const MAX_DEPTH: usize = 100;
+    const MAX_INDENT: usize = 64;
 
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > Json::MAX_DEPTH {
+        if self.text.len() > MAX_BYTES {
+            let message = "tojson: more than 16 MiB of text";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        if depth > MAX_DEPTH {
             let message = "tojson: nested more than 100 levels deep";
             return Err(Error::new(ErrorKind::InvalidOperation, message));
         }

@@ -273,6 +273,7 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<TensorInfo> {
         name: name.to_owned(),
         shape,
         ty,
+        part: 0,
         offset,
         n_bytes,
     })

@@ -150,6 +150,20 @@ impl From<WeightType> for TensorType {
             WeightType::Q4_K => TensorType::Q4_K,
             WeightType::Q5_K => TensorType::Q5_K,
             WeightType::Q6_K => TensorType::Q6_K,
+            WeightType::Q2_K => TensorType::Q2_K,
+            WeightType::Q3_K => TensorType::Q3_K,
+            WeightType::IQ4_NL => TensorType::IQ4_NL,
+            WeightType::IQ4_XS => TensorType::IQ4_XS,
+            WeightType::MXFP4 => TensorType::MXFP4,
+            WeightType::TQ1_0 => TensorType::TQ1_0,
+            WeightType::TQ2_0 => TensorType::TQ2_0,
+            WeightType::IQ3_XXS => TensorType::IQ3_XXS,
+            WeightType::IQ3_S => TensorType::IQ3_S,
+            WeightType::IQ2_XXS => TensorType::IQ2_XXS,
+            WeightType::IQ2_XS => TensorType::IQ2_XS,
+            WeightType::IQ2_S => TensorType::IQ2_S,
+            WeightType::IQ1_S => TensorType::IQ1_S,
+            WeightType::IQ1_M => TensorType::IQ1_M,
         }
     }
 }
@@ -182,6 +196,10 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the elements are stored. Every row is a whole number of blocks.
     pub ty: TensorType,
+    /// Which of the model's files has it: 0 for a model in one file, see [`Gguf::open`].
+    ///
+    /// [`Gguf::open`]: crate::gguf::Gguf::open
+    pub part: usize,
     /// Where the tensor begins, in bytes from the start of the file.
     pub offset: u64,
     /// The tensor's size in bytes.
@@ -255,10 +273,10 @@ mod tests {
 
     #[test]
     fn weight_type_of_a_tensor_type_without_kernels_is_refused_by_name() {
-        let error = WeightType::try_from(TensorType::IQ2_XS).expect_err("no kernel has it");
+        let error = WeightType::try_from(TensorType::NVFP4).expect_err("no kernel has it");
         let text = error.to_string();
         assert!(
-            text.starts_with("weight type `iq2_xs` is not supported"),
+            text.starts_with("weight type `nvfp4` is not supported"),
             "{text}"
         );
         assert!(text.contains("q4_0") && text.contains("q6_K"), "{text}");

@@ -3,11 +3,13 @@
 mod architectures;
 mod decoder;
 mod hyperparameters;
+mod layers;
 mod rope;
+mod rope_spec;
 mod spec;
 mod weights;
 
-pub use rope::{RopeScaling, RopeSpec};
+pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};
 

@@ -11,6 +11,13 @@ use std::sync::Arc;
 /// Read into the rope tables, not kept as a weight.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+/// The embedding of positions.
+pub(super) const POSITIONS: &str = "position_embd.weight";
+
+/// Likewise, of short contexts and of long ones.
+pub(super) const LONG_ROPE_DIVISORS: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// A weight of a model, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WeightId(pub(crate) usize);
@@ -153,6 +160,20 @@ impl WeightFinder {
     /// The vector `name`, `[n]`.
     pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId> {
         self.part(name, &[n], 0..1)
+    }
+
+    /// The matrix `name`, `[n_rows, n_cols]`, as a vector of all its rows.
+    pub(super) fn flat(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, &[n_rows, n_cols])?;
+        Ok(self.push(Weight {
+            name: name.to_owned(),
+            n_rows: 1,
+            n_cols: n_rows * n_cols,
+            file_type,
+            ty: WeightType::F32,
+            tensor,
+            first_element: 0,
+        }))
     }
 
     /// The matrix `name`, `[n_rows, n_cols]`.

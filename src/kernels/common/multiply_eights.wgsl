@@ -17,7 +17,7 @@ fn multiply(pair: u32, src_row: u32, member: u32, at_partial: u32) {
         let src0 = Eight(src[start + first * 2u], src[start + first * 2u + 1u]);
         let src1 = Eight(src[start + second * 2u], src[start + second * 2u + 1u]);
         let counts = select(0.0, 1.0, first + team_size < n_eights);
-        sums += products(weights0, src0) + counts * products(weights1, src1);
+        sums += eight_products(weights0, src0) + counts * eight_products(weights1, src1);
     }
     partial[at_partial] = sums.x;
     partial[at_partial + 1u] = sums.y;
@@ -35,7 +35,7 @@ fn eights(rows0: Pair, rows1: Pair, eight: u32) -> array<Eight, 4> {
     );
 }
 
-fn products(weights: array<Eight, 4>, of_src: Eight) -> vec4<f32> {
+fn eight_products(weights: array<Eight, 4>, of_src: Eight) -> vec4<f32> {
     return vec4(
         dot8(weights[0], of_src.low, of_src.high),
         dot8(weights[1], of_src.low, of_src.high),
