@@ -123,6 +123,186 @@ fn a_hostile_template_comes_to_an_end() {
     }
 }
 
+/// Renders on a thread of little stack, whose end is waited for no longer than that of a slow machine.
+fn render_hostile(source: &str) -> trueshot::Result<String> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let owned = source.to_owned();
+    std::thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(move || sender.send(render(&owned, &[Message::user("Hi")])))
+        .unwrap();
+    receiver
+        .recv_timeout(Duration::from_secs(40))
+        .unwrap_or_else(|_| panic!("no end: {}", &source[..source.len().min(200)]))
+}
+
+/// The most memory that this process has had, in bytes, where the system says.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Values that hold themselves, or others many times over, are small; going through them is not.
+#[test]
+fn a_value_without_end_is_refused() {
+    let nested = "{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}";
+    let statements = "{% set x = [x] %}".repeat(50_000);
+    let doubled = |end| {
+        "{% set m = namespace(v=2) %}{% for i in range(60) %}{% set n.v = [n.v, n.v] %}\
+         {% set m.v = [m.v, m.v] %}{% endfor %}"
+            .to_owned()
+            + end
+    };
+    let with = "{% with x = [x, x], y = [y, y] %}".repeat(60)
+        + "{{ x == y }}"
+        + &"{% endwith %}".repeat(60);
+    let filters = format!("{{{{ [1]{} }}}}", "|batch(1)".repeat(50_000));
+    let sums = format!("{{{{ 1{} }}}}", " + 1".repeat(200_000));
+    let calls = format!("{{{{ n{} }}}}", "()".repeat(200_000));
+    let ends = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(50_000));
+    let slices = format!(
+        "{{% set x = [1] %}}{}",
+        "{% set x = x[0:] + x[0:0] %}".repeat(20_000)
+    );
+    for body in [
+        nested,
+        &statements,
+        &with,
+        &filters,
+        &sums,
+        &calls,
+        &ends,
+        &doubled("{{ n.v == m.v }}"),
+        &doubled("{{ n.v < m.v }}"),
+        &doubled("{{ n.v in [m.v] }}"),
+        &doubled("{{ [n.v, m.v]|unique }}"),
+        &doubled("{{ {n.v: 1} }}"),
+        &doubled("{{ loop.changed(n.v) }}"),
+        "{% set n.v = n %}{{ [n, n]|sort }}",
+        "{% set n.v = n %}{{ [n, namespace(v=n)]|unique }}",
+        "{%- set n.v = [n] -%}{{ n ~ n }}",
+        "{%set n.v=namespace(w=n)%}{{ {n: 1} }}",
+        "{% set f = namespace %}{% set m = f(v=n) %}{% set n.v = m %}{{ n == m }}",
+        "{% set n.v = {'a': n} %}{{ n|string }}",
+        "{% set n.v = dict(a=n) %}{{ n|string }}",
+        "{% macro f(x, y, k) %}{% if k %}{{ f([x, x], [y, y], k - 1) }}{% else %}{{ x == y }}{% endif %}\
+         {% endmacro %}{{ f(1, 2, 60) }}",
+        "{% for x in [[1]] recursive %}{{ loop([[x, x]]) }}{% endfor %}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(*[1]) }}",
+    ] {
+        let source = format!("{{% set n = namespace(v=1) %}}{body}");
+        let error = render_hostile(&source).unwrap_err().to_string();
+        let is_refused = [
+            "nests too deep",
+            "a namespace is inside",
+            "out of fuel",
+            "words and signs",
+            "`elif`",
+            "not supported",
+        ]
+        .iter()
+        .any(|reason| error.contains(reason));
+        assert!(is_refused, "{}: {error}", &body[..body.len().min(80)]);
+    }
+    let sums = format!("{{{{ 1{} }}}}", " + 1".repeat(490));
+    let filters = format!("{{{{ [1]{} }}}}", "|list".repeat(490));
+    let ends = format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(299));
+    for small in [sums, filters, ends] {
+        render_hostile(&small).unwrap();
+    }
+    let lists = format!(
+        "{{% set x = [1] %}}{}",
+        "{% set x = x[0:] %}".repeat(20_000)
+    );
+    render_hostile(&(lists + "{{ x }}")).unwrap();
+    render_hostile(&slices).unwrap();
+}
+
+/// Each operation is cheap to ask for: what it costs comes off the fuel.
+#[test]
+fn work_on_large_values_is_paid_for() {
+    let text = "{% set a = 'x' * 50000000 %}{% set b = 'x' * 50000000 %}";
+    let lists = "{% set n = namespace(a=[0], b=[1]) %}{% for i in range(15) %}{% set n.a = [n.a, n.a] %}\
+                 {% set n.b = [n.b, n.b] %}{% endfor %}{% set a = n.a %}{% set b = n.b %}";
+    let again = |what: &str| {
+        format!(
+            "{{% for i in range(99999) %}}{{% for j in range(99999) %}}{what}{{% endfor %}}{{% endfor %}}"
+        )
+    };
+    for (values, what) in [
+        (text, "{% if a == b %}{% endif %}"),
+        (text, "{% if a in [b] %}{% endif %}"),
+        (text, "{% if a is eq b %}{% endif %}"),
+        (text, "{% if a.count('y') %}{% endif %}"),
+        (text, "{% if {}[a] %}{% endif %}"),
+        (text, "{% if 'yx'.find(a) %}{% endif %}"),
+        (text, "{% if a.split('x') %}{% endif %}"),
+        (text, "{% if a|list %}{% endif %}"),
+        (text, "{% if a is startingwith b %}{% endif %}"),
+        (text, "{% if loop.changed(a) %}{% endif %}"),
+        (lists, "{% if a == b %}{% endif %}"),
+        (lists, "{% if a[0] != b[0] %}{% endif %}"),
+        (lists, "{% if [a, b]|sort %}{% endif %}"),
+        (lists, "{% if [a, b]|map('sort')|list %}{% endif %}"),
+        (lists, "{% if [a, a]|select('eq', b)|list %}{% endif %}"),
+        (
+            lists,
+            "{% if [a, a]|select('in', [b, b])|list %}{% endif %}",
+        ),
+        (lists, "{% if [a, b].count(a) %}{% endif %}"),
+        (lists, "{% if a * 2 == b * 2 %}{% endif %}"),
+        (lists, "{% if [a] + [b] == [b] + [a] %}{% endif %}"),
+        (lists, "{% if {'a': a} == {'a': b} %}{% endif %}"),
+        (lists, "{% if (a, b) == (b, a) %}{% endif %}"),
+        (lists, "{{ a }}"),
+    ] {
+        let source = format!("{values}{}", again(what));
+        let error = render_hostile(&source).unwrap_err().to_string();
+        assert!(error.contains("out of fuel"), "{what}: {error}");
+    }
+    let once = [
+        "{{ '%999999999d'|format(1) }}",
+        "{{ 'x'|indent(999999999, true) }}",
+        "{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}",
+        "{{ [1] * 4000000000 }}",
+        "{{ ['x' * 100000] * 100000 }}",
+        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
+        "{% set n = namespace(s=['x']) %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ ('x\n' * 10000000).splitlines()|length ~ ('x' * 99999999).split('')|length }}",
+    ];
+    for source in once {
+        let error = render_hostile(source).unwrap_err().to_string();
+        let is_refused = ["out of fuel", "too large", "more than 16 MiB"]
+            .iter()
+            .any(|reason| error.contains(reason));
+        assert!(is_refused, "{source}: {error}");
+    }
+    assert!(most_memory() < 1 << 30, "{} bytes", most_memory());
+}
+
+/// None of it is in the way of what templates do.
+#[test]
+fn values_are_what_they_are_without_limits() {
+    let source = "\
+{%- macro m(a, n=none, k=2) -%}{{ a }}{{ n.x }}{{ k }}{%- endmacro -%}
+{% set n = namespace(x=[1, 2], y={'a': (1, 2)}) %}{% set n.x = n.x + [3] %}
+{{ n.x }} {{ n.y }} {{ n.x[1:] }} {{ (1, 2) + (3,) }} {{ [1] * 3 }} {{ m([1], n=n) }} {{ m('q', k='z') }}
+{% set a, b = 1, [2, 3] %}{{ a }}{{ b }} {{ 1 < 2 < 3 }} {{ 2 in [1, 2] and 'a' in 'ab' }} {{ [3, 1]|sort|first }}
+{{ [1, 1, 2]|unique|list }} {{ [1, 2, 3]|select('gt', 1)|list }} {{ ['a', 'b']|select('in', ['b'])|join('-') }}
+{{ messages[0]['role'] ~ messages|length ~ [1] }} {{ {'b': 1, 'a': 2}|dictsort }} {{ 'x' if n.z is defined else 'y' }}
+{% for x in [1, 2, 3] if x != 2 %}{{ loop.index }}{{ loop.changed(x) }}{% else %}none{% endfor %}
+{% for k, v in n.y.items() %}{{ k }}{{ v }}{% endfor %} {{ range(3)|list }} {{ 'a,b'.split(',') }}";
+    assert_eq!(
+        render(source, &[Message::user("Hi")]).unwrap(),
+        "[1, 2, 3] {'a': (1, 2)} [2, 3] (1, 2, 3) [1, 1, 1] [1][1, 2, 3]2 qz\n1[2, 3] True True 1\n\
+         [1, 2] [2, 3] b\nuser1[1] [('a', 2), ('b', 1)] y\n1True2Truea(1, 2) [0, 1, 2] ['a', 'b']"
+    );
+}
+
 fn weather() -> ToolCall {
     let arguments = r#"{"city": "Paris", "at": {"z": 1, "a": null}}"#;
     ToolCall::new("call00001", "get_weather", arguments.parse().unwrap())

@@ -5,10 +5,12 @@
 //! (`apply_chat_template` in its `chat_template_utils.py`). All of that is given to them here.
 
 mod json;
+mod limits;
 mod message;
 mod python;
 mod strftime;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 pub use json::Json;
@@ -16,7 +18,7 @@ pub use message::{ChatOptions, Message, ToolCall};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
+use minijinja::{AutoEscape, Environment, Value, context, machinery};
 
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
@@ -49,6 +51,9 @@ const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
+    /// The source without what is for training.
+    template: String,
+    syntax: SyntaxConfig,
     environment: Environment<'static>,
     bos: String,
     eos: String,
@@ -101,9 +106,9 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build()
             .map_err(template_error)?;
-        let unmarked = python::unmark_generation(source)?;
+        let template = python::unmark_generation(source)?;
+        limits::compile(ChatTemplate::NAME, &template, syntax.clone()).map_err(template_error)?;
         let mut environment = Environment::new();
-        environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::show);
@@ -113,11 +118,11 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: &str| {
             strftime::utc(format, SystemTime::now())
         });
-        environment
-            .add_template_owned(ChatTemplate::NAME, unmarked)
-            .map_err(template_error)?;
+        limits::add_to(&mut environment);
         Ok(ChatTemplate {
             source: source.to_owned(),
+            template,
+            syntax,
             environment,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
@@ -174,11 +179,19 @@ impl ChatTemplate {
             eos_token => &self.eos,
         };
         let context = context! { ..told, ..context!(..Serde(&options.variables)) };
-        let template = self
-            .environment
-            .get_template(ChatTemplate::NAME)
+        let instructions = limits::compile(ChatTemplate::NAME, &self.template, self.syntax.clone())
             .map_err(template_error)?;
-        template.render(context).map_err(template_error)
+        let mut text = String::new();
+        machinery::eval(
+            &self.environment,
+            &instructions,
+            context,
+            &BTreeMap::new(),
+            &mut machinery::make_string_output(&mut text),
+            AutoEscape::None,
+        )
+        .map_err(template_error)?;
+        Ok(text)
     }
 
     /// The ids of the prompt for a conversation, with one BOS where the file asks for it or the

@@ -42,6 +42,18 @@ pub(super) fn method(
             let n_matches = old.as_str().map_or(0, |old| text.matches(old).count());
             n_matches.saturating_mul(length(new))
         }
+        (Some(text), "format", arguments) => {
+            let widths: usize = (text.split(|c: char| !c.is_ascii_digit()))
+                .map(|digits| {
+                    digits
+                        .parse()
+                        .unwrap_or(usize::from(!digits.is_empty()) * MAX_BYTES)
+                })
+                .fold(0, usize::saturating_add);
+            let longest = arguments.iter().map(length).max().unwrap_or(0);
+            let n_fields = text.matches('{').count();
+            n_fields.saturating_mul(longest).saturating_add(widths)
+        }
         (Some(text), "join", [items]) => items.len().unwrap_or(0).saturating_mul(text.len()),
         _ => 0,
     };
@@ -52,34 +64,15 @@ pub(super) fn method(
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
 }
 
-/// Writes what `{{ }}` shows. A container that holds itself, many times over or without end, is small,
-/// what it writes is not: it is looked through first.
+/// Writes what `{{ }}` shows.
 pub(super) fn show(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    check_size(value, 0, &mut 1_000_000)?;
+    super::limits::pay(state, value, false, 1)?;
     minijinja::escape_formatter(output, state, value)
 }
 
 /// The filter `string`.
-pub(super) fn string(value: &Value) -> Result<String, Error> {
-    check_size(value, 0, &mut 1_000_000)?;
-    Ok(value.to_string())
-}
-
-fn check_size(value: &Value, depth: usize, n_left: &mut usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH || *n_left == 0 {
-        let message = "a list or map is too large or nested too deep to be written out";
-        return Err(Error::new(ErrorKind::InvalidOperation, message));
-    }
-    *n_left -= 1;
-    match value.kind() {
-        ValueKind::Seq => value
-            .try_iter()?
-            .try_for_each(|item| check_size(&item, depth + 1, n_left)),
-        ValueKind::Map => value
-            .try_iter()?
-            .try_for_each(|key| check_size(&value.get_item(&key)?, depth + 1, n_left)),
-        _ => Ok(()),
-    }
+pub(super) fn string(value: &Value) -> String {
+    value.to_string()
 }
 
 /// `raise_exception(message)`: the template refuses the conversation.
