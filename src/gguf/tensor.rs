@@ -68,6 +68,18 @@ impl TensorType {
         Self::ALL.into_iter().find(|ty| ty.id() == id)
     }
 
+    /// The ids of types that ggml had once, with their names: no tensor of today has them.
+    pub const REMOVED: [(u32, &str); 8] = [
+        (4, "q4_2"),
+        (5, "q4_3"),
+        (31, "q4_0_4_4"),
+        (32, "q4_0_4_8"),
+        (33, "q4_0_8_8"),
+        (36, "iq4_nl_4_4"),
+        (37, "iq4_nl_4_8"),
+        (38, "iq4_nl_8_8"),
+    ];
+
     /// ggml's number of the type, as it stands in files.
     pub const fn id(self) -> u32 {
         self as u32
@@ -169,19 +181,55 @@ impl From<WeightType> for TensorType {
 }
 
 /// # Errors
-/// `Unsupported` with the type's name and the list of weight types.
+/// `Unsupported` with the type's id and name and those of the weight types.
 impl TryFrom<TensorType> for WeightType {
     type Error = Error;
 
     fn try_from(ty: TensorType) -> Result<WeightType> {
-        WeightType::ALL
-            .into_iter()
-            .find(|&weight_type| TensorType::from(weight_type) == ty)
-            .ok_or_else(|| Error::Unsupported {
-                kind: "weight type",
-                name: ty.name().to_owned(),
-                supported: WeightType::ALL.map(WeightType::name).join(", "),
-            })
+        find(ty).ok_or_else(|| no_weight_type(format!("{} ({ty})", ty.id())))
+    }
+}
+
+fn find(ty: TensorType) -> Option<WeightType> {
+    WeightType::ALL
+        .into_iter()
+        .find(|&weight_type| TensorType::from(weight_type) == ty)
+}
+
+fn no_weight_type(name: String) -> Error {
+    let mut types = WeightType::ALL.map(TensorType::from);
+    types.sort_by_key(|ty| ty.id());
+    Error::Unsupported {
+        kind: "weight type",
+        name,
+        supported: types.map(|ty| format!("{} {ty}", ty.id())).join(", "),
+    }
+}
+
+/// What is wrong with a tensor whose type has an id that is not ggml's, or is no longer.
+pub(super) fn unknown_type(id: u32, tensor: &str) -> Error {
+    let removed = TensorType::REMOVED.iter().find(|removed| removed.0 == id);
+    let name = match removed {
+        Some((_, name)) => format!("{id} ({name}, which ggml has removed) of {tensor}"),
+        None => format!("{id} of {tensor}"),
+    };
+    let known = TensorType::ALL.map(|ty| format!("{} {ty}", ty.id()));
+    let removed = TensorType::REMOVED.map(|(id, name)| format!("{id} {name}"));
+    Error::Unsupported {
+        kind: "tensor type",
+        name,
+        supported: format!("{}; removed: {}", known.join(", "), removed.join(", ")),
+    }
+}
+
+impl TensorInfo {
+    /// The type of its elements as one that the engine computes with.
+    ///
+    /// # Errors
+    /// `Unsupported` with the name and the type of the tensor.
+    pub(crate) fn weight_type(&self) -> Result<WeightType> {
+        let (ty, name) = (self.ty, &self.name);
+        find(ty).ok_or_else(|| no_weight_type(format!("{} ({ty}) of {name}", ty.id())))
     }
 }
 
@@ -269,6 +317,10 @@ mod tests {
         for removed in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
             assert_eq!(TensorType::from_id(removed), None, "id {removed}");
         }
+        let mut ids: Vec<u32> = TensorType::ALL.map(TensorType::id).to_vec();
+        ids.extend(TensorType::REMOVED.map(|(id, _)| id));
+        ids.sort();
+        assert!(ids.into_iter().eq(0..=42), "each id has one name");
     }
 
     #[test]
@@ -276,10 +328,13 @@ mod tests {
         let error = WeightType::try_from(TensorType::NVFP4).expect_err("no kernel has it");
         let text = error.to_string();
         assert!(
-            text.starts_with("weight type `nvfp4` is not supported"),
+            text.starts_with("weight type `40 (nvfp4)` is not supported (supported: 0 f32, 1 f16,"),
             "{text}"
         );
-        assert!(text.contains("q4_0") && text.contains("q6_K"), "{text}");
+        assert!(
+            text.contains("2 q4_0") && text.contains("14 q6_K"),
+            "{text}"
+        );
     }
 
     #[test]

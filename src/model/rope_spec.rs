@@ -5,7 +5,7 @@ use super::hyperparameters::Hyperparameters;
 use super::rope::{RopeDivisors, RopeScaling, RopeSpec};
 use super::weights;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, WeightType};
+use crate::gguf::Gguf;
 use crate::plan::QueryTemperature;
 
 /// The rope of layers without a window.
@@ -133,7 +133,9 @@ fn rope_divisors(gguf: &Gguf, name: &str, n_dims: usize) -> Result<Option<Vec<f3
         )));
     }
     let mut divisors = vec![0.0; n_dims / 2];
-    WeightType::try_from(tensor.ty)?.decode(gguf.tensor_bytes(tensor), &mut divisors);
+    tensor
+        .weight_type()?
+        .decode(gguf.tensor_bytes(tensor), &mut divisors);
     match divisors.iter().find(|d| !(d.is_finite() && **d != 0.0)) {
         Some(bad) => Err(invalid(format!(
             "{bad}, expected finite divisors other than 0"

@@ -256,7 +256,7 @@ impl WeightFinder {
             return Err(Error::InvalidModel { message });
         }
         self.used.insert(index);
-        Ok((index, WeightType::try_from(tensor.ty)?))
+        Ok((index, tensor.weight_type()?))
     }
 
     fn push(&mut self, weight: Weight) -> WeightId {
