@@ -44,6 +44,8 @@ mod kernels;
 pub mod kv_cache;
 pub mod model;
 pub mod plan;
+#[cfg(test)]
+mod readme;
 pub mod sampler;
 mod session;
 pub mod tokenizer;

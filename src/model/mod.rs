@@ -9,6 +9,7 @@ mod rope_spec;
 mod spec;
 mod weights;
 
+pub use architectures::architectures;
 pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};

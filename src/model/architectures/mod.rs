@@ -175,6 +175,8 @@ pub(super) enum FeedForward {
 pub(super) struct Architecture {
     /// `general.architecture`.
     pub(super) name: &'static str,
+    /// Whose files have it.
+    pub(super) models: &'static str,
     pub(super) positions: Positions,
     /// src/llama-model.cpp, `llama_model_rope_type`.
     pub(super) rope_pairing: RopePairing,
@@ -222,6 +224,11 @@ impl Architecture {
             1.0 / (head_dim as f32).sqrt()
         }
     }
+}
+
+/// The architectures that run: the name that files have (`general.architecture`), and the models.
+pub fn architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE.iter().map(|row| (row.name, row.models))
 }
 
 /// The row of a name.
