@@ -138,7 +138,10 @@ impl Options {
             Some(model) => model.path()?,
             None => PathBuf::from(&self.model),
         };
-        let gguf = Gguf::open(&path).map_err(|error| name_file(&path, error))?;
+        let gguf = match Gguf::open(&path) {
+            Ok(gguf) => gguf,
+            Err(error) => return Err(FileError { path, error }.into()),
+        };
         let stem = path.file_stem().unwrap_or(path.as_os_str());
         Ok((stem.to_string_lossy().into_owned(), gguf))
     }
@@ -207,12 +210,24 @@ fn choice<T: Copy>(
     }
 }
 
-fn name_file(path: &Path, error: trueshot::Error) -> Box<dyn std::error::Error> {
-    match error {
-        trueshot::Error::Io { .. } => error.into(),
-        other => format!("`{}`: {other}", path.display()).into(),
+/// A model file that cannot be used, with its path.
+#[derive(Debug)]
+pub struct FileError {
+    path: PathBuf,
+    /// What is wrong with it.
+    pub error: trueshot::Error,
+}
+
+impl Display for FileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.error {
+            error @ trueshot::Error::Io { .. } => error.fmt(f),
+            other => write!(f, "`{}`: {other}", self.path.display()),
+        }
     }
 }
+
+impl std::error::Error for FileError {}
 
 /// Draws the progress of a load: one line that changes on a terminal, a line a quarter elsewhere.
 fn progress() -> impl FnMut(Progress) {
