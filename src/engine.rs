@@ -13,7 +13,7 @@ use crate::diagnostics::{bisect, logits_with_reference, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::{DecoderModel, DecoderSpec, WeightStorage, Weights, decoder_plan};
+use crate::model::{DecoderModel, DecoderSpec, Lora, WeightStorage, Weights, decoder_plan};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
@@ -316,6 +316,7 @@ pub struct EngineBuilder {
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
     chat_template: Option<String>,
+    loras: Vec<(PathBuf, f32)>,
     #[cfg(test)]
     tampering: crate::device::wgpu::tampering::Tampering,
     progress: Box<dyn FnMut(Progress) + Send>,
@@ -336,6 +337,7 @@ impl EngineBuilder {
             threads: None,
             cache_folder: cache_file::user_folder(),
             chat_template: None,
+            loras: Vec::new(),
             #[cfg(test)]
             tampering: Default::default(),
             progress: Box::new(|_| ()),
@@ -409,6 +411,17 @@ impl EngineBuilder {
         self
     }
 
+    /// Adds an adapter of low rank (LoRA) in a GGUF file to the weights at load: each matrix W that it has a pair for
+    /// becomes W + `scale` * alpha / rank * B A, whose alpha and rank the file has. 1 is as strong as it was trained; 0
+    /// leaves the weights as they are. Several adapters add up.
+    ///
+    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them or BF16, unless
+    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added.
+    pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
+        self.loras.push((path.into(), scale));
+        self
+    }
+
     /// Damages what runs on the GPU.
     #[cfg(test)]
     pub(crate) fn tamper(mut self, damage: crate::device::wgpu::tampering::Tampering) -> Self {
@@ -429,7 +442,8 @@ impl EngineBuilder {
     /// [`Error::Io`] and [`Error::Gguf`] for a file that cannot be read or is damaged,
     /// [`Error::Unsupported`] and [`Error::InvalidModel`] for one that cannot run, [`Error::NoDevice`],
     /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
-    /// option out of range, [`Error::ChatTemplate`] for a template of the caller's that is none.
+    /// option out of range, [`Error::ChatTemplate`] for a template of the caller's that is none. An adapter that is
+    /// none, or for another model, is [`Error::InvalidModel`].
     pub fn build(self) -> Result<Engine> {
         let sentinels = self.sentinels.checked()?;
         let gguf = Arc::new(match self.source {
@@ -446,7 +460,11 @@ impl EngineBuilder {
                 )
             },
             || -> Result<_> {
-                let mut model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+                let loras = self.loras.iter().map(|(path, scale)| {
+                    Lora::from_gguf(&Gguf::open(path)?, &path.display().to_string(), *scale)
+                });
+                let loras = loras.collect::<Result<_>>()?;
+                let mut model = DecoderModel::with_loras(gguf.clone(), self.weights, loras)?;
                 if let Some(n_layer) = self.n_layer {
                     model.keep_layers(n_layer)?;
                 }

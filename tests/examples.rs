@@ -526,6 +526,43 @@ fn missing_file_is_named() {
 }
 
 #[test]
+fn adapters_are_added_with_their_scale() {
+    let lora = |scale| {
+        let f32 = WeightType::F32;
+        let writer = Writer::new()
+            .metadata("general.type", "adapter")
+            .metadata("general.architecture", "llama")
+            .metadata("adapter.type", "lora")
+            .metadata("adapter.lora.alpha", 1.0_f32)
+            .tensor(
+                "blk.1.ffn_down.weight.lora_a",
+                [1, 96],
+                f32,
+                f32.encode(&[1.0; 96]),
+            )
+            .unwrap()
+            .tensor(
+                "blk.1.ffn_down.weight.lora_b",
+                [64, 1],
+                f32,
+                f32.encode(&[1.0; 64]),
+            )
+            .unwrap();
+        let model = model_file("lora-base.gguf", tiny::llama(f32, None));
+        let adapter = model_file(&format!("lora-{scale}.gguf"), writer);
+        let args = ["--model", &model, "--lora", &adapter, "--lora-scale", scale];
+        let prompt = ["--prompt", "w1 w2", "--max-tokens", "8", "--tokens"];
+        let output = run("generate", &[&GREEDY[..], &args, &prompt].concat());
+        assert_succeeds(&output);
+        stdout(&output).to_owned()
+    };
+    assert_ne!(lora("0"), lora("50"));
+    let missing = ["--lora", "no/such.gguf", "--prompt", "Hello"];
+    let output = run("generate", &[&GREEDY[..], &missing].concat());
+    assert_fails(&output, 1, &["no/such.gguf"]);
+}
+
+#[test]
 fn damaged_file_is_named_with_the_offset() {
     let path = scratch_file("damaged.gguf", b"GGUF\x03\0\0\0");
     let path = path.to_str().unwrap();

@@ -2,6 +2,7 @@
 
 use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
 use super::layers::{LayerWeights, Linear, Norm, NormForm, layer_weights, linear, row_norm};
+use super::lora::Lora;
 use super::spec::DecoderSpec;
 use super::weights::{
     LONG_ROPE_DIVISORS, POSITIONS, ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights,
@@ -27,15 +28,35 @@ pub(crate) struct DecoderModel {
 }
 
 impl DecoderModel {
-    /// Finds every weight of a file; each tensor must have its place and its shape.
+    /// A model without adapters.
+    #[cfg(test)]
+    pub(crate) fn from_gguf(gguf: Arc<Gguf>, storage: WeightStorage) -> Result<Self> {
+        DecoderModel::with_loras(gguf, storage, Vec::new())
+    }
+
+    /// Finds every weight of a file; each tensor must have its place and its shape. Adapters are added to the
+    /// weights.
     ///
     /// # Errors
-    /// `InvalidModel` for a tensor that is missing, unused or of another shape, `Unsupported` for an
-    /// architecture, hyper-parameter or weight type that is not known.
-    pub(crate) fn from_gguf(gguf: Arc<Gguf>, storage: WeightStorage) -> Result<Self> {
+    /// `InvalidModel` for a tensor that is missing, unused or of another shape, or an adapter for another model;
+    /// `Unsupported` for an architecture, hyper-parameter or weight type that is not known.
+    pub(crate) fn with_loras(
+        gguf: Arc<Gguf>,
+        storage: WeightStorage,
+        loras: Vec<Lora>,
+    ) -> Result<Self> {
+        if gguf.metadata().str("general.type")? == Some("adapter") {
+            let message = "the file is an adapter: it is added to a model (`EngineBuilder::lora`)";
+            return Err(Error::InvalidModel {
+                message: message.to_owned(),
+            });
+        }
         let spec = DecoderSpec::from_gguf(&gguf)?;
         let architecture = architectures::find(&spec.architecture)?;
-        let mut find = WeightFinder::new(gguf, storage);
+        for lora in &loras {
+            lora.check_architecture(&spec.architecture)?;
+        }
+        let mut find = WeightFinder::new(gguf, storage, loras);
         let hidden = spec.hidden_size;
 
         let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;

@@ -4,6 +4,7 @@ mod architectures;
 mod decoder;
 mod hyperparameters;
 mod layers;
+mod lora;
 mod rope;
 mod rope_spec;
 mod spec;
@@ -15,4 +16,5 @@ pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};
 
 pub(crate) use decoder::{DecoderModel, decoder_plan};
+pub(crate) use lora::Lora;
 pub(crate) use weights::{Weight, Weights};
