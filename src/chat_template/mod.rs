@@ -4,6 +4,7 @@
 //! Python's strings and dicts, and a few functions that Hugging Face `transformers` adds
 //! (`apply_chat_template` in its `chat_template_utils.py`). All of that is given to them here.
 
+mod compile;
 mod json;
 mod limits;
 mod message;
@@ -20,6 +21,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context, machinery};
 
+use self::compile::compile;
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
 use crate::tokenizer::Tokenizer;
@@ -107,7 +109,7 @@ impl ChatTemplate {
             .build()
             .map_err(template_error)?;
         let template = python::unmark_generation(source)?;
-        limits::compile(ChatTemplate::NAME, &template, syntax.clone()).map_err(template_error)?;
+        compile(ChatTemplate::NAME, &template, syntax.clone()).map_err(template_error)?;
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(python::method);
@@ -179,7 +181,7 @@ impl ChatTemplate {
             eos_token => &self.eos,
         };
         let context = context! { ..told, ..context!(..Serde(&options.variables)) };
-        let instructions = limits::compile(ChatTemplate::NAME, &self.template, self.syntax.clone())
+        let instructions = compile(ChatTemplate::NAME, &self.template, self.syntax.clone())
             .map_err(template_error)?;
         let mut text = String::new();
         machinery::eval(

@@ -54,6 +54,14 @@ pub(super) fn method(
             let n_fields = text.matches('{').count();
             n_fields.saturating_mul(longest).saturating_add(widths)
         }
+        // Lists of pieces, each of which is a value.
+        (Some(text), "split" | "rsplit" | "splitlines", arguments) => {
+            let n_pieces = match arguments.first().and_then(|separator| separator.as_str()) {
+                Some(separator) => text.matches(separator).count(),
+                None => text.matches(char::is_whitespace).count(),
+            };
+            n_pieces.saturating_mul(2 * size_of::<Value>())
+        }
         (Some(text), "join", [items]) => items.len().unwrap_or(0).saturating_mul(text.len()),
         _ => 0,
     };
