@@ -2,21 +2,24 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
-use support::{Result, options::Options};
-use trueshot::gguf::{Gguf, Value};
-use trueshot::model::DecoderSpec;
+use support::Result;
+use support::options::{FileError, Options};
+use trueshot::gguf::{Gguf, Value, WeightType};
+use trueshot::model::{DecoderSpec, architectures};
 use trueshot::plan::{BufferId, Extent, Op, Plan};
-use trueshot::{Device, Engine};
+use trueshot::{Device, Engine, Error, Tokenizer, gpus};
 
 const ABOUT: &str = "\
 inspect: what is in a model file and what the engine makes of it
 
 usage: cargo run --release --example inspect -- [OPTIONS]
 
-Prints metadata, tensors, the spec, the plan and the memory that it takes. Nothing is loaded on a
-device; --weights, --kv and --context change the memory.
+Prints metadata, tensors, the spec, the plan, the memory that it takes, and at the end whether the file runs and
+what it needs. Nothing is loaded on a device; --weights, --kv and --context change the memory. The exit code is 1 for
+a file that does not run.
 
   --hashes           the XXH64 of each tensor, to compare two files; as `llama-gguf-hash --xxh64`
 ";
@@ -32,19 +35,126 @@ fn inspect() -> Result {
         Ok(name == "hashes")
     })?;
     let mut out = BufWriter::new(io::stdout().lock());
-    let (_, gguf) = options.open()?;
+    let (_, gguf) = match options.open() {
+        Ok(opened) => opened,
+        Err(error) => {
+            // A damaged file is no model of any kind; of one that needs something else this much can be said.
+            if let Some(FileError { error, .. }) = error.downcast_ref()
+                && matches!(error, Error::Unsupported { .. })
+            {
+                writeln!(out, "runs: no: {error}")?;
+                out.flush()?;
+            }
+            return Err(error);
+        }
+    };
     print_file(&mut out, &gguf, has_hashes)?;
     // What follows may refuse the model; the file's own contents are shown all the same.
-    out.flush()?;
+    let needs = Needs::of(&gguf);
 
     // The reference reads weights from the file as it needs them, so building it loads nothing.
     options.device = Device::Reference;
-    let engine = options.build(gguf)?;
-    print_spec(&mut out, engine.spec())?;
-    print_plan(&mut out, engine.plan())?;
-    print_memory(&mut out, &engine)?;
+    let built = options.builder(gguf).build();
+    if let Ok(engine) = &built {
+        print_spec(&mut out, engine.spec())?;
+        print_plan(&mut out, engine.plan())?;
+        print_memory(&mut out, engine)?;
+    }
+    needs.print(&mut out, built.as_ref())?;
     out.flush()?;
+    built?;
     Ok(())
+}
+
+/// What a file needs, as far as it says so itself.
+struct Needs {
+    architecture: String,
+    weight_types: String,
+    tokenizer: String,
+    weight_bytes: u64,
+}
+
+impl Needs {
+    fn of(gguf: &Gguf) -> Needs {
+        let text = |key| gguf.metadata().str(key).ok().flatten();
+        let architecture = match text("general.architecture") {
+            Some(name) if architectures().any(|(known, _)| known == name) => {
+                format!("{name}, supported")
+            }
+            Some(name) => format!("{name}, not supported"),
+            None => "not stated".to_owned(),
+        };
+        let mut types: BTreeMap<&str, (usize, bool)> = BTreeMap::new();
+        for tensor in gguf.tensors() {
+            let is_supported = WeightType::try_from(tensor.ty).is_ok();
+            types.entry(tensor.ty.name()).or_insert((0, is_supported)).0 += 1;
+        }
+        let types = types.into_iter().map(|(name, (n, is_supported))| {
+            let tensors = if n == 1 { "tensor" } else { "tensors" };
+            let not = if is_supported { "" } else { "not " };
+            format!("{name} ({n} {tensors}, {not}supported)")
+        });
+        let tokenizer = match (text("tokenizer.ggml.model"), text("tokenizer.ggml.pre")) {
+            (None | Some("none" | "no_vocab"), _) => "none: the model takes token ids".to_owned(),
+            (Some(model), pre) => {
+                let pre = pre.map_or(String::new(), |pre| format!(", pre-tokenizer {pre}"));
+                let verdict = match Tokenizer::from_metadata(gguf.metadata()) {
+                    Ok(_) => "supported".to_owned(),
+                    Err(Error::Unsupported { kind, name, .. }) => {
+                        format!("{kind} {name} is not supported")
+                    }
+                    Err(error) => error.to_string(),
+                };
+                format!("{model}{pre}, {verdict}")
+            }
+        };
+        Needs {
+            architecture,
+            weight_types: types.collect::<Vec<_>>().join(", "),
+            tokenizer,
+            weight_bytes: gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum(),
+        }
+    }
+
+    fn print(&self, out: &mut impl Write, built: Result<&Engine, &Error>) -> io::Result<()> {
+        writeln!(out)?;
+        match built {
+            Ok(_) => writeln!(out, "runs: yes")?,
+            Err(error) => writeln!(out, "runs: no: {error}")?,
+        }
+        let gpus = gpus();
+        let devices = gpus.iter().map(|gpu| gpu.name.as_str());
+        let devices: Vec<&str> = devices.chain(["cpu"]).collect();
+        writeln!(out, "  devices here: {}", devices.join(", "))?;
+        writeln!(out, "  architecture: {}", self.architecture)?;
+        writeln!(out, "  weight types: {}", self.weight_types)?;
+        writeln!(out, "  tokenizer: {}", self.tokenizer)?;
+        let Ok(engine) = built else {
+            let weights = mib(self.weight_bytes);
+            return writeln!(
+                out,
+                "  needs {weights:.1} MiB for the weights as they are in the file"
+            );
+        };
+        let template = match engine.chat_template() {
+            Ok(_) => "can be used".to_owned(),
+            Err(Error::ChatTemplate { message }) => message,
+            Err(error) => error.to_string(),
+        };
+        writeln!(out, "  chat template: {template}")?;
+        let kv = engine.kv_layout();
+        writeln!(
+            out,
+            "  needs {:.1} MiB for the weights, {:.1} MiB for the cache of a session of {} tokens",
+            mib(engine.weight_bytes()),
+            mib(kv.total_bytes()),
+            kv.capacity,
+        )
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result<()> {
@@ -71,6 +181,9 @@ fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result
             tensor.n_bytes,
             tensor.offset,
         )?;
+        if gguf.n_parts() > 1 {
+            write!(out, " of part {}", tensor.part + 1)?;
+        }
         if has_hashes {
             write!(out, ", xxh64 {:016x}", gguf.tensor_hash(tensor))?;
         }
@@ -113,8 +226,8 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  rms_norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
-        spec.rms_norm_eps, spec.embedding_scale, spec.activation,
+        "  norm_eps: {:e}, embedding_scale: {}, activation: {:?}",
+        spec.norm_eps, spec.embedding_scale, spec.activation,
     )?;
     let mut first = 0;
     for same in spec.layers.chunk_by(|a, b| a == b) {
@@ -137,11 +250,14 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
                 .window
                 .map_or("none".to_owned(), |tokens| format!("{tokens} tokens")),
         )?;
-        writeln!(
-            out,
-            "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
-            layer.rope.theta, layer.rope.n_dims, layer.rope.pairing, layer.rope.scaling,
-        )?;
+        match &layer.rope {
+            Some(rope) => writeln!(
+                out,
+                "    rope: theta {}, n_dims {}, {:?} pairs, scaling {:?}",
+                rope.theta, rope.n_dims, rope.pairing, rope.scaling,
+            )?,
+            None => writeln!(out, "    no rope")?,
+        }
         first = last + 1;
     }
     Ok(())
@@ -176,18 +292,19 @@ fn op_name(op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "embed",
         Op::RmsNorm { .. } => "rms_norm",
+        Op::LayerNorm { .. } => "layer_norm",
         Op::MatMul { .. } => "matmul",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
+        Op::Map { .. } => "map",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }
 }
 
 fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (plan, kv) = (engine.plan(), engine.kv_layout());
     let row_bytes = |extent: Extent| -> usize {
         let buffers = plan.buffers.iter().filter(|buffer| buffer.extent == extent);

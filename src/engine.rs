@@ -13,7 +13,7 @@ use crate::diagnostics::{bisect, logits_with_reference, verify};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::{DecoderModel, DecoderSpec, WeightStorage, Weights, decoder_plan};
+use crate::model::{DecoderModel, DecoderSpec, Lora, WeightStorage, Weights, decoder_plan};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
@@ -117,7 +117,8 @@ impl Engine {
         Ok(Session::new(self.clone(), executor))
     }
 
-    /// Turns text into the model's tokens and back.
+    /// Turns text into the model's tokens and back. Where the file has no tokenizer
+    /// ([`Tokenizer::is_absent`]) text is an error, and [`Session::generate_tokens`] takes ids.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
     }
@@ -314,6 +315,8 @@ pub struct EngineBuilder {
     sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
+    chat_template: Option<String>,
+    loras: Vec<(PathBuf, f32)>,
     #[cfg(test)]
     tampering: crate::device::wgpu::tampering::Tampering,
     progress: Box<dyn FnMut(Progress) + Send>,
@@ -333,6 +336,8 @@ impl EngineBuilder {
             sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
+            chat_template: None,
+            loras: Vec::new(),
             #[cfg(test)]
             tampering: Default::default(),
             progress: Box::new(|_| ()),
@@ -400,6 +405,23 @@ impl EngineBuilder {
         self
     }
 
+    /// The template that turns messages into a prompt, in Jinja; the file's own without this.
+    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
+        self
+    }
+
+    /// Adds an adapter of low rank (LoRA) in a GGUF file to the weights at load: each matrix W that it has a pair for
+    /// becomes W + `scale` * alpha / rank * B A, whose alpha and rank the file has. 1 is as strong as it was trained; 0
+    /// leaves the weights as they are. Several adapters add up.
+    ///
+    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them or BF16, unless
+    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added.
+    pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
+        self.loras.push((path.into(), scale));
+        self
+    }
+
     /// Damages what runs on the GPU.
     #[cfg(test)]
     pub(crate) fn tamper(mut self, damage: crate::device::wgpu::tampering::Tampering) -> Self {
@@ -420,7 +442,8 @@ impl EngineBuilder {
     /// [`Error::Io`] and [`Error::Gguf`] for a file that cannot be read or is damaged,
     /// [`Error::Unsupported`] and [`Error::InvalidModel`] for one that cannot run, [`Error::NoDevice`],
     /// [`Error::OutOfMemory`] and [`Error::Gpu`] for the device, [`Error::InvalidArgument`] for an
-    /// option out of range.
+    /// option out of range, [`Error::ChatTemplate`] for a template of the caller's that is none. An adapter that is
+    /// none, or for another model, is [`Error::InvalidModel`].
     pub fn build(self) -> Result<Engine> {
         let sentinels = self.sentinels.checked()?;
         let gguf = Arc::new(match self.source {
@@ -437,14 +460,19 @@ impl EngineBuilder {
                 )
             },
             || -> Result<_> {
-                let mut model = DecoderModel::from_gguf(gguf.clone(), self.weights)?;
+                let loras = self.loras.iter().map(|(path, scale)| {
+                    Lora::from_gguf(&Gguf::open(path)?, &path.display().to_string(), *scale)
+                });
+                let loras = loras.collect::<Result<_>>()?;
+                let mut model = DecoderModel::with_loras(gguf.clone(), self.weights, loras)?;
                 if let Some(n_layer) = self.n_layer {
                     model.keep_layers(n_layer)?;
                 }
-                Ok((model, Tokenizer::from_metadata(gguf.metadata())?))
+                let n_tokens = model.spec.vocab_size;
+                Ok((model, Tokenizer::of_model(gguf.metadata(), n_tokens)?))
             },
         );
-        let (model, tokenizer) = read?;
+        let (mut model, tokenizer) = read?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             let message = format!(
                 "the tokenizer has {} tokens, the embedding {} rows",
@@ -453,8 +481,12 @@ impl EngineBuilder {
             );
             return Err(Error::InvalidModel { message });
         }
-        let chat_template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer);
+        let chat_template = match &self.chat_template {
+            Some(source) => Ok(Some(ChatTemplate::for_tokenizer(source, &tokenizer)?)),
+            None => ChatTemplate::from_metadata(gguf.metadata(), &tokenizer),
+        };
         let capacity = wanted_context(self.context_length, &model.spec)?;
+        model.context_length = capacity;
 
         let mut progress = self.progress;
         let mut report = |done_bytes, total_bytes| {
@@ -538,9 +570,10 @@ fn open_gpu(
 }
 
 fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
+    let most = spec.n_positions.unwrap_or(u32::MAX as usize / 2);
     match wish {
-        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS)),
-        Some(tokens) if (1..=u32::MAX as usize / 2).contains(&tokens) => {
+        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS).min(most)),
+        Some(tokens) if (1..=most).contains(&tokens) => {
             if tokens > spec.context_length {
                 log::warn!(
                     "a context of {tokens} tokens, but the model was trained for {}",
@@ -551,7 +584,7 @@ fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
         }
         Some(tokens) => Err(Error::InvalidArgument {
             name: "context_length",
-            message: format!("{tokens}, expected 1 to {}", u32::MAX / 2),
+            message: format!("{tokens}, expected 1 to {most}"),
         }),
     }
 }

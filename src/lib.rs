@@ -44,11 +44,13 @@ mod kernels;
 pub mod kv_cache;
 pub mod model;
 pub mod plan;
+#[cfg(test)]
+mod readme;
 pub mod sampler;
 mod session;
 pub mod tokenizer;
 
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatOptions, ChatTemplate, Json, Message, ToolCall};
 pub use device::wgpu::GpuFeatures;
 #[doc(hidden)]
 pub use device::wgpu::measure;

@@ -2,7 +2,7 @@
 
 mod trace;
 
-use crate::chat_template::Message;
+use crate::chat_template::{ChatOptions, Message};
 use crate::device::sentinel::check_logits;
 use crate::device::{ChosenToken, Executor, Observation, TokenChain};
 use crate::diagnostics::Profile;
@@ -96,11 +96,25 @@ impl Session {
         Generation::start(self, kept, &prompt, options)
     }
 
+    /// As [`Session::generate`], from the ids of a prompt, which are taken as they are: nothing is put in
+    /// front. Where the file has no tokenizer the pieces have no text.
+    ///
+    /// # Errors
+    /// As [`Session::generate`], and [`Error::InvalidArgument`] for an id beyond the vocabulary.
+    pub fn generate_tokens(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>> {
+        let kept = self.tokens.len();
+        Generation::start(self, kept, prompt, options)
+    }
+
     /// Answers a conversation through the model's chat template. Messages that the session has
     /// already seen are not run again: pass the whole conversation each time.
     ///
-    /// Special tokens written out in a message count as such, whatever
-    /// [`GenerateOptions::parse_special`] says: the template's own cannot be told from them.
+    /// Special tokens written out in a message are plain text, whatever
+    /// [`GenerateOptions::parse_special`] says.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] where the file has no template or it fails, else as
@@ -110,14 +124,21 @@ impl Session {
         messages: &[Message],
         options: &GenerateOptions,
     ) -> Result<Generation<'_>> {
+        self.chat_with(messages, &ChatOptions::default(), options)
+    }
+
+    /// As [`Session::chat`], with tools and what else the template is told.
+    ///
+    /// # Errors
+    /// As [`Session::chat`].
+    pub fn chat_with(
+        &mut self,
+        messages: &[Message],
+        chat: &ChatOptions,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_>> {
         let template = self.engine.chat_template()?;
-        let text = template.render(messages, true)?;
-        let tokenizer = self.engine.tokenizer();
-        let mut wanted = tokenizer.encode_prompt(&text, &[], true)?;
-        // A template may write the begin-of-text token itself.
-        if wanted.len() > 1 && wanted[0] == wanted[1] && Some(wanted[0]) == tokenizer.bos() {
-            wanted.remove(0);
-        }
+        let wanted = template.encode(messages, chat, self.engine.tokenizer())?;
         let known = self
             .tokens
             .iter()

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use trueshot::gguf::{WeightType, Writer};
+use trueshot::gguf::{Gguf, TensorType, WeightType, Writer};
 
 fn run_with_input(name: &str, args: &[&str], input: &str) -> Output {
     let mut command = example(name);
@@ -390,6 +390,103 @@ fn inspect_shows_every_part_of_a_model() {
     }
 }
 
+/// What inspect says at the end of a file, and its exit code.
+fn needs(file: &str, writer: Writer) -> (String, Option<i32>) {
+    let model = model_file(file, writer);
+    let output = run("inspect", &["--model", &model]);
+    let text = stdout(&output);
+    let start = text.find("\nruns: ").unwrap_or_else(|| panic!("{text}"));
+    (text[start + 1..].to_owned(), output.status.code())
+}
+
+#[test]
+fn inspect_says_of_any_file_whether_it_runs_and_what_it_needs() {
+    let tiny = || tiny::llama(WeightType::Q8_0, None);
+    let (text, code) = needs("runs.gguf", tiny());
+    assert_eq!(code, Some(0), "{text}");
+    // Weights: the sum over the tensors. Cache: 2 layers, 256 tokens, keys and values of 2 heads of 16, 2 bytes.
+    let gguf = Gguf::from_bytes(tiny().to_bytes().unwrap()).unwrap();
+    let bytes: u64 = gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum();
+    let weights = bytes as f64 / f64::from(1 << 20);
+    for line in [
+        "runs: yes\n",
+        "  architecture: llama, supported\n",
+        "  weight types: f32 (5 tensors, supported), q8_0 (15 tensors, supported)\n",
+        "  tokenizer: llama, supported\n",
+        "  chat template: the file has none (key `tokenizer.chat_template`)\n",
+        &format!(
+            "  needs {weights:.1} MiB for the weights, 0.1 MiB for the cache of a session of 256 tokens\n"
+        ),
+    ] {
+        assert!(text.contains(line), "`{line}` is not in: {text}");
+    }
+
+    let bytes = vec![0; 36 * 320];
+    let types = tiny()
+        .tensor("output.weight", [320, 64], TensorType::NVFP4, bytes)
+        .unwrap();
+    let architecture = tiny().metadata("general.architecture", "mamba9");
+    let tokenizer = tiny()
+        .metadata("tokenizer.ggml.model", "gpt2")
+        .metadata("tokenizer.ggml.merges", vec!["a b".to_owned()])
+        .metadata("tokenizer.ggml.pre", "tomorrow");
+    for (file, writer, lines) in [
+        (
+            "type.gguf",
+            types,
+            [
+                "runs: no: weight type `40 (nvfp4) of output.weight` is not supported",
+                "nvfp4 (1 tensor, not supported)",
+            ],
+        ),
+        (
+            "architecture.gguf",
+            architecture,
+            [
+                "runs: no: architecture `mamba9` is not supported",
+                "  architecture: mamba9, not supported\n",
+            ],
+        ),
+        (
+            "pre.gguf",
+            tokenizer,
+            [
+                "runs: no: pre-tokenizer `tomorrow` is not supported",
+                "  tokenizer: gpt2, pre-tokenizer tomorrow, pre-tokenizer tomorrow is not supported\n",
+            ],
+        ),
+    ] {
+        let (text, code) = needs(file, writer);
+        assert_eq!(code, Some(1), "{text}");
+        for line in lines {
+            assert!(text.contains(line), "`{line}` is not in: {text}");
+        }
+        assert!(
+            text.contains("MiB for the weights as they are in the file"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn inspect_says_that_a_file_with_an_unknown_tensor_type_does_not_run() {
+    let mut bytes = tiny::llama(WeightType::F32, None).to_bytes().unwrap();
+    let name = b"output_norm.weight";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len() + 4 + 8;
+    bytes[at..at + 4].copy_from_slice(&4u32.to_le_bytes());
+    let path = scratch_file("removed.gguf", &bytes);
+    let output = run("inspect", &["--model", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    let expected = "runs: no: tensor type `4 (q4_2, which ggml has removed) of output_norm.weight`";
+    assert!(text.starts_with(expected), "{text}");
+    assert!(
+        stderr(&output).contains("removed.gguf"),
+        "{}",
+        stderr(&output)
+    );
+}
+
 #[test]
 fn inspect_shows_hashes_where_they_are_asked_for() {
     let output = run("inspect", &["--hashes"]);
@@ -426,6 +523,43 @@ fn missing_file_is_named() {
         let output = run(name, &["--model", "no/such.gguf", "--prompt", "Hello"]);
         assert_fails(&output, 1, &["no/such.gguf"]);
     }
+}
+
+#[test]
+fn adapters_are_added_with_their_scale() {
+    let lora = |scale| {
+        let f32 = WeightType::F32;
+        let writer = Writer::new()
+            .metadata("general.type", "adapter")
+            .metadata("general.architecture", "llama")
+            .metadata("adapter.type", "lora")
+            .metadata("adapter.lora.alpha", 1.0_f32)
+            .tensor(
+                "blk.1.ffn_down.weight.lora_a",
+                [1, 96],
+                f32,
+                f32.encode(&[1.0; 96]),
+            )
+            .unwrap()
+            .tensor(
+                "blk.1.ffn_down.weight.lora_b",
+                [64, 1],
+                f32,
+                f32.encode(&[1.0; 64]),
+            )
+            .unwrap();
+        let model = model_file("lora-base.gguf", tiny::llama(f32, None));
+        let adapter = model_file(&format!("lora-{scale}.gguf"), writer);
+        let args = ["--model", &model, "--lora", &adapter, "--lora-scale", scale];
+        let prompt = ["--prompt", "w1 w2", "--max-tokens", "8", "--tokens"];
+        let output = run("generate", &[&GREEDY[..], &args, &prompt].concat());
+        assert_succeeds(&output);
+        stdout(&output).to_owned()
+    };
+    assert_ne!(lora("0"), lora("50"));
+    let missing = ["--lora", "no/such.gguf", "--prompt", "Hello"];
+    let output = run("generate", &[&GREEDY[..], &missing].concat());
+    assert_fails(&output, 1, &["no/such.gguf"]);
 }
 
 #[test]

@@ -341,11 +341,16 @@ fn row_that_is_not_whole_blocks_is_refused() {
 
 #[test]
 fn tensor_types_that_are_not_known_are_unsupported() {
-    for id in [4_u32, 31, 1000] {
+    for (id, name) in [
+        (4_u32, "4 (q4_2, which ggml has removed)"),
+        (31, "31 (q4_0_4_4, which ggml has removed)"),
+        (1000, "1000"),
+    ] {
         let mut file = file();
         let offset = after(&file, "first.weight") + 4 + 16;
         put(&mut file, offset, id.to_le_bytes());
-        let text = format!("tensor type `{id} of first.weight` is not supported");
+        let text =
+            format!("tensor type `{name} of first.weight` is not supported (supported: 0 f32, ");
         assert_unsupported(file, &text);
     }
 }

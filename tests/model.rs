@@ -3,7 +3,7 @@
 #[path = "support/tiny.rs"]
 mod tiny;
 
-use trueshot::gguf::{Gguf, Value, WeightType, Writer};
+use trueshot::gguf::{Gguf, TensorType, Value, WeightType, Writer};
 use trueshot::{Device, Engine, Error, GpuChoice};
 
 fn build(writer: Writer) -> Result<Engine, Error> {
@@ -29,6 +29,43 @@ fn unknown_architecture_is_refused_with_what_is_known() {
     refused(
         with("general.architecture", "mamba9"),
         &["mamba9", "llama", "gemma3"],
+    );
+}
+
+#[test]
+fn tensor_of_a_type_that_nothing_computes_with_is_refused_in_a_sentence() {
+    let n_vocab = tiny::vocabulary().len();
+    let writer = tiny::llama(WeightType::F32, None)
+        .tensor(
+            "output.weight",
+            [n_vocab, 64],
+            TensorType::NVFP4,
+            vec![0; n_vocab * 36],
+        )
+        .unwrap();
+    let error = build(writer).unwrap_err().to_string();
+    let start =
+        "weight type `40 (nvfp4) of output.weight` is not supported (supported: 0 f32, 1 f16, ";
+    assert!(error.starts_with(start), "{error}");
+    assert!(error.ends_with(", 39 mxfp4)"), "{error}");
+}
+
+#[test]
+fn unknown_tokenizers_and_pre_tokenizers_are_refused_with_what_is_known() {
+    refused(
+        with("tokenizer.ggml.model", "rwkv"),
+        &["tokenizer `rwkv` is not supported (supported: gpt2, "],
+    );
+    let merges = vec!["a b".to_owned()];
+    let writer = with("tokenizer.ggml.model", "gpt2")
+        .metadata("tokenizer.ggml.merges", merges)
+        .metadata("tokenizer.ggml.pre", "tomorrow");
+    refused(
+        writer,
+        &[
+            "pre-tokenizer `tomorrow` is not supported (supported: default, gpt-2, ",
+            "qwen2",
+        ],
     );
 }
 

@@ -10,8 +10,8 @@ use support::{centred_relative_error, devices, eval_in_chunks, gpu};
 use tiny::{engine, greedy, tokens};
 use trueshot::gguf::WeightType;
 use trueshot::{
-    Activations, Device, Engine, Error, FinishReason, GenerateOptions, KvType, Message,
-    ProfiledDispatch,
+    Activations, ChatOptions, Device, Engine, Error, FinishReason, GenerateOptions, KvType,
+    Message, ProfiledDispatch,
 };
 
 /// Relative error that the order of summation explains, on every device.
@@ -179,6 +179,40 @@ fn chat_runs_only_what_the_session_has_not_seen() {
         .complete()
         .unwrap();
     assert_eq!(again.tokens, second.tokens);
+}
+
+#[test]
+fn chat_uses_the_callers_template_and_its_variables() {
+    let build = |template: &str| {
+        Engine::builder_from(tiny::gguf(
+            WeightType::F32,
+            Some("{{ raise_exception('no') }}"),
+        ))
+        .device(Device::Cpu)
+        .chat_template(template)
+        .build()
+    };
+    let error = build("{% if %}").unwrap_err();
+    assert!(matches!(error, Error::ChatTemplate { .. }), "{error}");
+
+    let source = "{{ eos_token }}{{ messages[0].content }} {{ extra }} {{ tools[0].name }}";
+    let engine = build(source).unwrap();
+    let chat = ChatOptions {
+        tools: vec![r#"{"name": "w7"}"#.parse().unwrap()],
+        variables: [("extra".to_owned(), "w5".into())].into(),
+        ..ChatOptions::default()
+    };
+    let mut session = engine.session().unwrap();
+    let messages = [Message::user("w1</s>")];
+    session
+        .chat_with(&messages, &chat, &greedy(1))
+        .unwrap()
+        .complete()
+        .unwrap();
+    let tokenizer = engine.tokenizer();
+    let body = tokenizer.encode("w1</s> w5 w7", false, false).unwrap();
+    let expected = [&[1, 2], body.as_slice()].concat();
+    assert_eq!(session.tokens()[..expected.len()], expected);
 }
 
 #[test]

@@ -22,6 +22,8 @@ Options of every example:
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
   --first-layers N   that many layers of the model alone, to see where an answer goes wrong [all]
   --weights TYPE     native (as in the file), f16 or f32 [native]
+  --lora FILE        adds an adapter of low rank to the weights; several add up
+  --lora-scale X     how much of the adapters [1]
   --kv TYPE          the cache: f16 or f32 [f16]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
   --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [32]
@@ -47,6 +49,8 @@ pub struct Options {
     pub context: Option<usize>,
     pub layers: Option<usize>,
     pub weights: WeightStorage,
+    pub loras: Vec<PathBuf>,
+    pub lora_scale: f32,
     pub kv: KvType,
     pub activations: Activations,
     pub sentinels: Option<Sentinels>,
@@ -69,6 +73,8 @@ impl Options {
             context: None,
             layers: None,
             weights: WeightStorage::Native,
+            loras: Vec::new(),
+            lora_scale: 1.0,
             kv: KvType::F16,
             activations: Activations::Auto,
             sentinels: None,
@@ -110,6 +116,8 @@ impl Options {
                 ];
                 self.weights = choice(name, parser, &types)?;
             }
+            "lora" => self.loras.push(parser.value()?.into()),
+            "lora-scale" => self.lora_scale = value(name, parser)?,
             "kv" => {
                 self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
             }
@@ -138,7 +146,10 @@ impl Options {
             Some(model) => model.path()?,
             None => PathBuf::from(&self.model),
         };
-        let gguf = Gguf::open(&path).map_err(|error| name_file(&path, error))?;
+        let gguf = match Gguf::open(&path) {
+            Ok(gguf) => gguf,
+            Err(error) => return Err(FileError { path, error }.into()),
+        };
         let stem = path.file_stem().unwrap_or(path.as_os_str());
         Ok((stem.to_string_lossy().into_owned(), gguf))
     }
@@ -156,6 +167,9 @@ impl Options {
             .kv(self.kv)
             .activations(self.activations)
             .progress(progress());
+        for path in &self.loras {
+            builder = builder.lora(path, self.lora_scale);
+        }
         if let Some(folder) = &self.cache {
             let folder = Some(folder.clone()).filter(|folder| folder != Path::new("none"));
             builder = builder.cache_folder(folder);
@@ -207,12 +221,24 @@ fn choice<T: Copy>(
     }
 }
 
-fn name_file(path: &Path, error: trueshot::Error) -> Box<dyn std::error::Error> {
-    match error {
-        trueshot::Error::Io { .. } => error.into(),
-        other => format!("`{}`: {other}", path.display()).into(),
+/// A model file that cannot be used, with its path.
+#[derive(Debug)]
+pub struct FileError {
+    path: PathBuf,
+    /// What is wrong with it.
+    pub error: trueshot::Error,
+}
+
+impl Display for FileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.error {
+            error @ trueshot::Error::Io { .. } => error.fmt(f),
+            other => write!(f, "`{}`: {other}", self.path.display()),
+        }
     }
 }
+
+impl std::error::Error for FileError {}
 
 /// Draws the progress of a load: one line that changes on a terminal, a line a quarter elsewhere.
 fn progress() -> impl FnMut(Progress) {

@@ -4,16 +4,24 @@
 //! Python's strings and dicts, and a few functions that Hugging Face `transformers` adds
 //! (`apply_chat_template` in its `chat_template_utils.py`). All of that is given to them here.
 
+mod compile;
+mod json;
+mod limits;
+mod message;
 mod python;
 mod strftime;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
+
+pub use json::Json;
+pub use message::{ChatOptions, Message, ToolCall};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, context};
-use serde::{Deserialize, Serialize};
+use minijinja::{AutoEscape, Environment, Value, context, machinery};
 
+use self::compile::compile;
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
 use crate::tokenizer::Tokenizer;
@@ -23,40 +31,12 @@ use crate::tokenizer::Tokenizer;
 /// never end, or fill the memory, stops here within a second and a third of a gigabyte.
 const FUEL: u64 = 5_000_000;
 
-/// What someone said in a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Message {
-    /// Who: `system`, `user`, `assistant`, or what else the model's template knows.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
+/// The most bytes of a template. The longest of real models have some ten thousand.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
 
-impl Message {
-    /// A message of any role.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message {
-            role: role.into(),
-            content: content.into(),
-        }
-    }
-
-    /// What the model is to keep to throughout.
-    pub fn system(content: impl Into<String>) -> Message {
-        Message::new("system", content)
-    }
-
-    /// What the user says.
-    pub fn user(content: impl Into<String>) -> Message {
-        Message::new("user", content)
-    }
-
-    /// What the model has answered.
-    pub fn assistant(content: impl Into<String>) -> Message {
-        Message::new("assistant", content)
-    }
-}
+/// Of these one stands in front of each control token that a message spells out. Unicode keeps them
+/// for use inside a program: text does not have them, and one that does leaves others.
+const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
 /// A model's chat template.
 ///
@@ -73,9 +53,14 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
+    /// The source without what is for training.
+    template: String,
+    syntax: SyntaxConfig,
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    /// The clock's time where it is stopped.
+    time: Option<SystemTime>,
 }
 
 impl ChatTemplate {
@@ -88,45 +73,62 @@ impl ChatTemplate {
     /// [`Error::ChatTemplate`] where it is not a Jinja template, [`Error::InvalidModel`] where it
     /// is not even text.
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or("");
         metadata
             .str("tokenizer.chat_template")?
-            .map(|source| {
-                ChatTemplate::new(source, spelling(tokenizer.bos()), spelling(tokenizer.eos()))
-            })
+            .map(|source| ChatTemplate::for_tokenizer(source, tokenizer))
             .transpose()
+    }
+
+    /// A template of one's own with the tokens of a model.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatTemplate::new`].
+    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or("");
+        ChatTemplate::new(source, spelling(tokenizer.bos()), spelling(tokenizer.eos()))
     }
 
     /// A template of one's own; `bos` and `eos` are what it calls `bos_token` and `eos_token`.
     ///
     /// # Errors
     ///
-    /// [`Error::ChatTemplate`] with the line where it is not a Jinja template.
+    /// [`Error::ChatTemplate`] with the line where it is not a Jinja template, or for one of more than
+    /// a mebibyte.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
+        if source.len() > MAX_SOURCE_BYTES {
+            let message = format!(
+                "{} bytes, expected at most {MAX_SOURCE_BYTES}",
+                source.len()
+            );
+            return Err(Error::ChatTemplate { message });
+        }
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
             .build()
             .map_err(template_error)?;
-        let unmarked = python::unmark_generation(source)?;
+        let template = python::unmark_generation(source)?;
+        compile(ChatTemplate::NAME, &template, syntax.clone()).map_err(template_error)?;
         let mut environment = Environment::new();
-        environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::show);
+        environment.add_filter("string", python::string);
         environment.add_filter("tojson", python::tojson);
         environment.add_function("raise_exception", python::raise_exception);
         environment.add_function("strftime_now", |format: &str| {
             strftime::utc(format, SystemTime::now())
         });
-        environment
-            .add_template_owned(ChatTemplate::NAME, unmarked)
-            .map_err(template_error)?;
+        limits::add_to(&mut environment);
         Ok(ChatTemplate {
             source: source.to_owned(),
+            template,
+            syntax,
             environment,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
+            time: None,
         })
     }
 
@@ -134,6 +136,7 @@ impl ChatTemplate {
     /// the present one. For prompts that must come out the same every day.
     #[must_use]
     pub fn with_time(mut self, time: SystemTime) -> ChatTemplate {
+        self.time = Some(time);
         self.environment
             .add_function("strftime_now", move |format: &str| {
                 strftime::utc(format, time)
@@ -141,34 +144,148 @@ impl ChatTemplate {
         self
     }
 
-    /// The prompt for a conversation; with `add_generation_prompt` it ends where the model's answer
-    /// begins.
+    /// The prompt for a conversation without tools; with `add_generation_prompt` it ends where the
+    /// model's answer begins.
     ///
-    /// Special tokens, BOS too where the template writes it, are spelled out in the text: encode it
-    /// with `parse_special` and without a second BOS.
+    /// # Errors
+    ///
+    /// As [`ChatTemplate::render_with`].
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let options = ChatOptions {
+            add_generation_prompt,
+            ..ChatOptions::default()
+        };
+        self.render_with(messages, &options)
+    }
+
+    /// The prompt for a conversation.
+    ///
+    /// Special tokens, BOS too where the template writes it, are spelled out in the text, and nothing
+    /// tells the template's own from those that a message spells out: [`ChatTemplate::encode`] does.
     ///
     /// # Errors
     ///
     /// [`Error::ChatTemplate`] with the line where the template fails, refuses the conversation or
     /// does not come to an end.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let context = context! {
+    pub fn render_with(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
+        // Jinja tells what is absent from what is there and empty.
+        let tools = match options.tools.as_slice() {
+            [] => Value::UNDEFINED,
+            tools => Serde(tools).into(),
+        };
+        let told = context! {
             messages => Serde(messages),
-            add_generation_prompt,
+            tools => tools,
+            add_generation_prompt => options.add_generation_prompt,
             bos_token => &self.bos,
             eos_token => &self.eos,
         };
-        let template = self
-            .environment
-            .get_template(ChatTemplate::NAME)
+        let context = context! { ..told, ..context!(..Serde(&options.variables)) };
+        let instructions = compile(ChatTemplate::NAME, &self.template, self.syntax.clone())
             .map_err(template_error)?;
-        template.render(context).map_err(template_error)
+        let mut text = String::new();
+        machinery::eval(
+            &self.environment,
+            &instructions,
+            context,
+            &BTreeMap::new(),
+            &mut machinery::make_string_output(&mut text),
+            AutoEscape::None,
+        )
+        .map_err(template_error)?;
+        Ok(text)
+    }
+
+    /// The ids of the prompt for a conversation, with one BOS where the file asks for it or the
+    /// template writes it. Control tokens that a message, a tool or its result spells out are plain
+    /// text there; the template's own are tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatTemplate::render_with`] and [`Tokenizer::encode`]; [`Error::ChatTemplate`] too where a
+    /// text spells out a control token and the template depends on it, by its length for example.
+    pub fn encode(
+        &self,
+        messages: &[Message],
+        options: &ChatOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<u32>> {
+        // Two renderings must show one time.
+        let time = self.time.unwrap_or_else(SystemTime::now);
+        let template = self.clone().with_time(time);
+        let text = template.render_with(messages, options)?;
+        let mut ids = match template.marked(&text, messages, options, tokenizer)? {
+            None => tokenizer.encode_prompt(&text, &[], true)?,
+            Some((marked, mark)) => tokenizer.encode_marked(&marked, mark)?,
+        };
+        if ids.len() > 1 && ids[0] == ids[1] && Some(ids[0]) == tokenizer.bos() {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// The prompt with a mark in front of each control token that is none, and the mark; `None` where
+    /// no text spells one out. `text` is the prompt without marks.
+    fn marked(
+        &self,
+        text: &str,
+        messages: &[Message],
+        options: &ChatOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<(String, char)>> {
+        let mut all = String::new();
+        let mut is_spelled = false;
+        map_text(messages, options, &mut |text| {
+            all.push_str(text);
+            is_spelled |= tokenizer.spells_control(text);
+            text.to_owned()
+        });
+        if !is_spelled {
+            return Ok(None);
+        }
+        let refuse = |message: &str| {
+            Err(Error::ChatTemplate {
+                message: message.to_owned(),
+            })
+        };
+        let Some(mark) = MARKS
+            .clone()
+            .find(|&mark| !all.contains(mark) && !text.contains(mark))
+        else {
+            return refuse("the messages have all 32 noncharacters from U+FDD0 on");
+        };
+        let (messages, options) = map_text(messages, options, &mut |text| {
+            tokenizer.mark_control(text, mark)
+        });
+        let marked = self.render_with(&messages, &options)?;
+        if marked.replace(mark, "") != text {
+            return refuse("the prompt depends on a control token that a message spells out");
+        }
+        Ok(Some((marked, mark)))
     }
 
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
     }
+}
+
+/// A conversation with `change` made to each text that is not the program's own.
+fn map_text(
+    messages: &[Message],
+    options: &ChatOptions,
+    change: &mut impl FnMut(&str) -> String,
+) -> (Vec<Message>, ChatOptions) {
+    let messages = messages
+        .iter()
+        .map(|message| message.map_text(change))
+        .collect();
+    let tools = options.tools.iter().map(|tool| tool.map_text(change));
+    let options = ChatOptions {
+        tools: tools.collect(),
+        ..options.clone()
+    };
+    (messages, options)
 }
 
 fn template_error(error: minijinja::Error) -> Error {

@@ -2,7 +2,7 @@
 
 use fancy_regex::Regex;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, Output, State, Value};
 
 /// The template without `{% generation %}` and `{% endgeneration %}`, which mark what the model has
 /// written for those who train it: blocks that are always entered stand in their place.
@@ -22,6 +22,67 @@ pub(super) fn unmark_generation(source: &str) -> crate::Result<String> {
     Ok(unmarked)
 }
 
+/// The most bytes of text that one filter or method may write.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Containers deeper than this are not written out, so that no template exhausts the stack.
+const MAX_DEPTH: usize = 100;
+
+/// The methods of Python's strings, lists and dicts. Those that can make a huge text of small ones are
+/// refused it before they begin: the engine counts only what they return.
+pub(super) fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
+    let length = |value: &Value| value.as_str().map_or(0, str::len);
+    let n_bytes = match (value.as_str(), name, arguments) {
+        (Some(text), "replace", [old, new, ..]) => {
+            let n_matches = old.as_str().map_or(0, |old| text.matches(old).count());
+            n_matches.saturating_mul(length(new))
+        }
+        (Some(text), "format", arguments) => {
+            let widths: usize = (text.split(|c: char| !c.is_ascii_digit()))
+                .map(|digits| {
+                    digits
+                        .parse()
+                        .unwrap_or(usize::from(!digits.is_empty()) * MAX_BYTES)
+                })
+                .fold(0, usize::saturating_add);
+            let longest = arguments.iter().map(length).max().unwrap_or(0);
+            let n_fields = text.matches('{').count();
+            n_fields.saturating_mul(longest).saturating_add(widths)
+        }
+        // Lists of pieces, each of which is a value.
+        (Some(text), "split" | "rsplit" | "splitlines", arguments) => {
+            let n_pieces = match arguments.first().and_then(|separator| separator.as_str()) {
+                Some(separator) => text.matches(separator).count(),
+                None => text.matches(char::is_whitespace).count(),
+            };
+            n_pieces.saturating_mul(2 * size_of::<Value>())
+        }
+        (Some(text), "join", [items]) => items.len().unwrap_or(0).saturating_mul(text.len()),
+        _ => 0,
+    };
+    if n_bytes > MAX_BYTES {
+        let message = format!("{name}: more than 16 MiB of text");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// Writes what `{{ }}` shows.
+pub(super) fn show(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    super::limits::pay(state, value, false, 1)?;
+    minijinja::escape_formatter(output, state, value)
+}
+
+/// The filter `string`.
+pub(super) fn string(value: &Value) -> String {
+    value.to_string()
+}
+
 /// `raise_exception(message)`: the template refuses the conversation.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -31,6 +92,10 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
 /// HTML, and characters beyond ASCII stay as they are unless `ensure_ascii` is given.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|indent| indent > Json::MAX_INDENT) {
+        let message = format!("tojson: `indent` above {}", Json::MAX_INDENT);
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let separators: Option<Vec<String>> = options.get("separators")?;
     let (item_separator, key_separator) = match separators.as_deref() {
         Some([item, key]) => (item.as_str(), key.as_str()),
@@ -66,11 +131,14 @@ struct Json<'a> {
 }
 
 impl Json<'_> {
-    /// Nesting beyond this is refused, so that no template exhausts the stack.
-    const MAX_DEPTH: usize = 100;
+    const MAX_INDENT: usize = 64;
 
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > Json::MAX_DEPTH {
+        if self.text.len() > MAX_BYTES {
+            let message = "tojson: more than 16 MiB of text";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        if depth > MAX_DEPTH {
             let message = "tojson: nested more than 100 levels deep";
             return Err(Error::new(ErrorKind::InvalidOperation, message));
         }

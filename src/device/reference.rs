@@ -178,16 +178,34 @@ impl ReferenceExecutor {
     fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
         let buffer = |id: BufferId| self.buffers[id.0].as_slice();
         match *op {
-            Op::Embed { weight, scale, .. } => {
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                ..
+            } => {
                 let row = |token: usize, row: &mut [f32]| {
                     self.weights.decode_rows(weight, token..token + 1, row);
                 };
-                kernels::embed::twin(&row, batch.tokens, scale, out);
+                let indices = batch.indices(index);
+                kernels::embed::twin(&row, &indices, scale, out);
             }
             Op::RmsNorm {
                 src, weight, eps, ..
             } => {
                 kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
+            }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                ..
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let weight = self.weights.vector(weight);
+                kernels::layer_norm::twin(buffer(src), group, &weight, bias.as_deref(), eps, out);
             }
             Op::MatMul {
                 src,
@@ -221,6 +239,8 @@ impl ReferenceExecutor {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 ..
             } => {
                 let shape = kernels::attention::Shape {
@@ -230,6 +250,8 @@ impl ReferenceExecutor {
                     position: batch.position,
                     window,
                     scale,
+                    soft_cap,
+                    alibi,
                 };
                 let cache = &self.caches[layer];
                 kernels::attention::twin(&shape, buffer(q), &cache.keys, &cache.values, out);
@@ -242,6 +264,7 @@ impl ReferenceExecutor {
             } => {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
+            Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }

@@ -137,6 +137,8 @@ impl Cost {
                 }
             }
             Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::Map { .. }
             | Op::Rope { .. }
             | Op::GatedActivation { .. }
             | Op::Add { .. }

@@ -8,25 +8,27 @@ mod cursor;
 mod map;
 mod metadata;
 mod reader;
+mod split;
 mod tensor;
 mod value;
 mod writer;
 
 use std::path::Path;
 
-pub(crate) use blocks::MOST_SCALES;
 pub use blocks::WeightType;
+pub(crate) use blocks::{LEVELS_IQ3_S, LEVELS_IQ3_XXS, MOST_SCALES, unpacked, words};
 pub use metadata::Metadata;
 pub use tensor::{TensorInfo, TensorType};
 pub use value::{Array, Value};
 pub use writer::Writer;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use map::FileBytes;
 use reader::Contents;
+use split::Split;
 use xxhash_rust::xxh64::xxh64;
 
-/// A GGUF file, opened and validated.
+/// A GGUF file, opened and validated; or the files of a model that is split into several.
 ///
 /// # Examples
 /// ```no_run
@@ -41,34 +43,86 @@ use xxhash_rust::xxh64::xxh64;
 /// ```
 #[derive(Debug)]
 pub struct Gguf {
-    file: FileBytes,
+    /// One for each part of the model.
+    files: Vec<FileBytes>,
     contents: Contents,
 }
 
 impl Gguf {
-    /// Maps a file into memory and validates it.
+    /// Maps a file into memory and validates it. Where it is a part of a split model
+    /// (`model-00001-of-00003.gguf`), whichever, all parts are opened.
     ///
-    /// The file must not be changed or shortened while it is open: changed bytes show up as changed
-    /// weights, and the operating system ends a program that reads beyond a shortened file.
+    /// The files must not be changed or shortened while they are open: changed bytes show up as
+    /// changed weights, and the operating system ends a program that reads beyond a shortened file.
     ///
     /// # Errors
-    /// `Io` where the file cannot be read; otherwise as [`Gguf::from_bytes`].
+    /// `Io` where a file cannot be read, a part that is missing too; otherwise as
+    /// [`Gguf::from_parts`].
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
-        Self::new(FileBytes::map(path.as_ref())?)
+        let path = path.as_ref();
+        let file = FileBytes::map(path)?;
+        let contents = reader::read(&file)?;
+        let Some(split) = Split::from_metadata(&contents.metadata)? else {
+            return Ok(Gguf {
+                files: vec![file],
+                contents,
+            });
+        };
+        let mut opened = Some((file, contents));
+        let (mut names, mut files, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, path) in split.paths(path)?.enumerate() {
+            let name = split::quoted(&path);
+            let is_opened = number == split.number;
+            let (file, contents) = match opened.take_if(|_| is_opened) {
+                Some(part) => part,
+                None => {
+                    let file = FileBytes::map(&path)?;
+                    let contents = read_part(&file, &name)?;
+                    (file, contents)
+                }
+            };
+            names.push(name);
+            files.push(file);
+            parts.push(contents);
+        }
+        let contents = split::join(&names, parts)?;
+        Ok(Gguf { files, contents })
     }
 
     /// Validates a file that is in memory.
     ///
     /// # Errors
-    /// `Gguf` with offset and name where the bytes are not a sound file; `Unsupported` for another
-    /// version of the format and for a tensor type that is not known.
+    /// As [`Gguf::from_parts`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf> {
-        Self::new(FileBytes::Owned(bytes))
+        Gguf::from_parts(vec![bytes])
     }
 
-    fn new(file: FileBytes) -> Result<Gguf> {
-        let contents = reader::read(&file)?;
-        Ok(Gguf { file, contents })
+    /// Validates the parts of a split model that are in memory, in order.
+    ///
+    /// # Errors
+    /// `Gguf` with offset and name where the bytes are not a sound file; `Unsupported` for another
+    /// version of the format and for a tensor type that is not known; `InvalidModel` where the parts
+    /// are not all of one model: one is absent or at another's place, two have the same tensor or
+    /// different values of a key.
+    pub fn from_parts(parts: Vec<Vec<u8>>) -> Result<Gguf> {
+        let files: Vec<FileBytes> = parts.into_iter().map(FileBytes::Owned).collect();
+        let names: Vec<String> = (1..=files.len()).map(|n| format!("part {n}")).collect();
+        let contents = match files.as_slice() {
+            [file] => vec![reader::read(file)?],
+            _ => {
+                let parts = files.iter().zip(&names);
+                parts
+                    .map(|(file, name)| read_part(file, name))
+                    .collect::<Result<_>>()?
+            }
+        };
+        let contents = split::join(&names, contents)?;
+        Ok(Gguf { files, contents })
+    }
+
+    /// The number of files: more than 1 for a split model.
+    pub fn n_parts(&self) -> usize {
+        self.files.len()
     }
 
     /// The version of the format: 2 or 3.
@@ -81,9 +135,9 @@ impl Gguf {
         self.contents.alignment
     }
 
-    /// The size of the file in bytes.
+    /// The size of the file in bytes, of all files of a split model together.
     pub fn file_bytes(&self) -> u64 {
-        self.file.len() as u64
+        self.files.iter().map(|file| file.len() as u64).sum()
     }
 
     /// Keys and values, in file order.
@@ -114,7 +168,7 @@ impl Gguf {
     /// Where the tensor is of another file and ends beyond the end of this one.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
         let start = tensor.offset as usize;
-        &self.file[start..start + tensor.n_bytes as usize]
+        &self.files[tensor.part][start..start + tensor.n_bytes as usize]
     }
 
     /// The XXH64 of a tensor's bytes, by which two files can be compared tensor by tensor. llama.cpp's
@@ -131,6 +185,19 @@ impl Gguf {
     /// nothing for a file from [`Gguf::from_bytes`], and on Windows.
     pub fn release(&self, tensor: &TensorInfo) {
         let end = tensor.offset.saturating_add(tensor.n_bytes);
-        self.file.release(tensor.offset as usize..end as usize);
+        if let Some(file) = self.files.get(tensor.part) {
+            file.release(tensor.offset as usize..end as usize);
+        }
     }
+}
+
+/// Reads a part; what is wrong with it names it.
+fn read_part(file: &FileBytes, name: &str) -> Result<Contents> {
+    reader::read(file).map_err(|error| match error {
+        Error::Gguf { offset, message } => Error::Gguf {
+            offset,
+            message: format!("{name}: {message}"),
+        },
+        error => error,
+    })
 }

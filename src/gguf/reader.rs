@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::gguf::cursor::{Cursor, Owner, Scalar};
 use crate::gguf::metadata::Metadata;
-use crate::gguf::tensor::{MAX_DIMS, TensorInfo, TensorType, tensor_bytes};
+use crate::gguf::tensor::{MAX_DIMS, TensorInfo, TensorType, tensor_bytes, unknown_type};
 use crate::gguf::value::{Array, Value};
 
 /// The first four bytes of every file.
@@ -259,13 +259,7 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<TensorInfo> {
     // The file has the innermost size first.
     shape.reverse();
     let id = cursor.scalar::<u32>(owner)?;
-    let ty = TensorType::from_id(id).ok_or_else(|| Error::Unsupported {
-        kind: "tensor type",
-        name: format!("{id} of {name}"),
-        supported: TensorType::ALL
-            .map(|ty| format!("{} {ty}", ty.id()))
-            .join(", "),
-    })?;
+    let ty = TensorType::from_id(id).ok_or_else(|| unknown_type(id, name))?;
     let n_bytes =
         tensor_bytes(&shape, ty).map_err(|message| owner.error(dims_offset + 4, message))?;
     let offset = cursor.scalar(owner)?;
@@ -273,6 +267,7 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<TensorInfo> {
         name: name.to_owned(),
         shape,
         ty,
+        part: 0,
         offset,
         n_bytes,
     })

@@ -68,6 +68,18 @@ impl TensorType {
         Self::ALL.into_iter().find(|ty| ty.id() == id)
     }
 
+    /// The ids of types that ggml had once, with their names: no tensor of today has them.
+    pub const REMOVED: [(u32, &str); 8] = [
+        (4, "q4_2"),
+        (5, "q4_3"),
+        (31, "q4_0_4_4"),
+        (32, "q4_0_4_8"),
+        (33, "q4_0_8_8"),
+        (36, "iq4_nl_4_4"),
+        (37, "iq4_nl_4_8"),
+        (38, "iq4_nl_8_8"),
+    ];
+
     /// ggml's number of the type, as it stands in files.
     pub const fn id(self) -> u32 {
         self as u32
@@ -150,24 +162,74 @@ impl From<WeightType> for TensorType {
             WeightType::Q4_K => TensorType::Q4_K,
             WeightType::Q5_K => TensorType::Q5_K,
             WeightType::Q6_K => TensorType::Q6_K,
+            WeightType::Q2_K => TensorType::Q2_K,
+            WeightType::Q3_K => TensorType::Q3_K,
+            WeightType::IQ4_NL => TensorType::IQ4_NL,
+            WeightType::IQ4_XS => TensorType::IQ4_XS,
+            WeightType::MXFP4 => TensorType::MXFP4,
+            WeightType::TQ1_0 => TensorType::TQ1_0,
+            WeightType::TQ2_0 => TensorType::TQ2_0,
+            WeightType::IQ3_XXS => TensorType::IQ3_XXS,
+            WeightType::IQ3_S => TensorType::IQ3_S,
+            WeightType::IQ2_XXS => TensorType::IQ2_XXS,
+            WeightType::IQ2_XS => TensorType::IQ2_XS,
+            WeightType::IQ2_S => TensorType::IQ2_S,
+            WeightType::IQ1_S => TensorType::IQ1_S,
+            WeightType::IQ1_M => TensorType::IQ1_M,
         }
     }
 }
 
 /// # Errors
-/// `Unsupported` with the type's name and the list of weight types.
+/// `Unsupported` with the type's id and name and those of the weight types.
 impl TryFrom<TensorType> for WeightType {
     type Error = Error;
 
     fn try_from(ty: TensorType) -> Result<WeightType> {
-        WeightType::ALL
-            .into_iter()
-            .find(|&weight_type| TensorType::from(weight_type) == ty)
-            .ok_or_else(|| Error::Unsupported {
-                kind: "weight type",
-                name: ty.name().to_owned(),
-                supported: WeightType::ALL.map(WeightType::name).join(", "),
-            })
+        find(ty).ok_or_else(|| no_weight_type(format!("{} ({ty})", ty.id())))
+    }
+}
+
+fn find(ty: TensorType) -> Option<WeightType> {
+    WeightType::ALL
+        .into_iter()
+        .find(|&weight_type| TensorType::from(weight_type) == ty)
+}
+
+fn no_weight_type(name: String) -> Error {
+    let mut types = WeightType::ALL.map(TensorType::from);
+    types.sort_by_key(|ty| ty.id());
+    Error::Unsupported {
+        kind: "weight type",
+        name,
+        supported: types.map(|ty| format!("{} {ty}", ty.id())).join(", "),
+    }
+}
+
+/// What is wrong with a tensor whose type has an id that is not ggml's, or is no longer.
+pub(super) fn unknown_type(id: u32, tensor: &str) -> Error {
+    let removed = TensorType::REMOVED.iter().find(|removed| removed.0 == id);
+    let name = match removed {
+        Some((_, name)) => format!("{id} ({name}, which ggml has removed) of {tensor}"),
+        None => format!("{id} of {tensor}"),
+    };
+    let known = TensorType::ALL.map(|ty| format!("{} {ty}", ty.id()));
+    let removed = TensorType::REMOVED.map(|(id, name)| format!("{id} {name}"));
+    Error::Unsupported {
+        kind: "tensor type",
+        name,
+        supported: format!("{}; removed: {}", known.join(", "), removed.join(", ")),
+    }
+}
+
+impl TensorInfo {
+    /// The type of its elements as one that the engine computes with.
+    ///
+    /// # Errors
+    /// `Unsupported` with the name and the type of the tensor.
+    pub(crate) fn weight_type(&self) -> Result<WeightType> {
+        let (ty, name) = (self.ty, &self.name);
+        find(ty).ok_or_else(|| no_weight_type(format!("{} ({ty}) of {name}", ty.id())))
     }
 }
 
@@ -182,6 +244,10 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the elements are stored. Every row is a whole number of blocks.
     pub ty: TensorType,
+    /// Which of the model's files has it: 0 for a model in one file, see [`Gguf::open`].
+    ///
+    /// [`Gguf::open`]: crate::gguf::Gguf::open
+    pub part: usize,
     /// Where the tensor begins, in bytes from the start of the file.
     pub offset: u64,
     /// The tensor's size in bytes.
@@ -251,17 +317,24 @@ mod tests {
         for removed in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
             assert_eq!(TensorType::from_id(removed), None, "id {removed}");
         }
+        let mut ids: Vec<u32> = TensorType::ALL.map(TensorType::id).to_vec();
+        ids.extend(TensorType::REMOVED.map(|(id, _)| id));
+        ids.sort();
+        assert!(ids.into_iter().eq(0..=42), "each id has one name");
     }
 
     #[test]
     fn weight_type_of_a_tensor_type_without_kernels_is_refused_by_name() {
-        let error = WeightType::try_from(TensorType::IQ2_XS).expect_err("no kernel has it");
+        let error = WeightType::try_from(TensorType::NVFP4).expect_err("no kernel has it");
         let text = error.to_string();
         assert!(
-            text.starts_with("weight type `iq2_xs` is not supported"),
+            text.starts_with("weight type `40 (nvfp4)` is not supported (supported: 0 f32, 1 f16,"),
             "{text}"
         );
-        assert!(text.contains("q4_0") && text.contains("q6_K"), "{text}");
+        assert!(
+            text.contains("2 q4_0") && text.contains("14 q6_K"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::gguf::metadata::Metadata;
 use crate::gguf::reader::{
     ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, VERSION, check_alignment,
 };
+use crate::gguf::split::{COUNT_KEY, NUMBER_KEY, TENSORS_KEY};
 use crate::gguf::tensor::{TensorType, tensor_bytes};
 use crate::gguf::value::{Array, Value, with_items};
 
@@ -178,6 +179,46 @@ impl Writer {
         }
         out.resize(out.len().next_multiple_of(alignment), 0);
         Ok(out)
+    }
+
+    /// The files of the model split into `n_parts`, with as near as can be as many tensors in each and the
+    /// metadata in the first.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for no parts or more than 65535; otherwise as [`Writer::to_bytes`].
+    pub fn to_parts(&self, n_parts: usize) -> Result<Vec<Vec<u8>>> {
+        let count = match u16::try_from(n_parts) {
+            Ok(count) if count > 0 => count,
+            _ => {
+                let message = format!("{n_parts}, expected 1 to 65535");
+                return Err(Error::InvalidArgument {
+                    name: "n_parts",
+                    message,
+                });
+            }
+        };
+        let n_tensors = self.tensors.len();
+        let parts = (0..count).map(|number| {
+            let start = |part: usize| n_tensors * part / n_parts;
+            let number_of = usize::from(number);
+            let mut metadata = match number {
+                0 => self.metadata.clone(),
+                _ => Metadata::default(),
+            };
+            if let Some(alignment) = self.metadata.get(ALIGNMENT_KEY) {
+                metadata.insert(ALIGNMENT_KEY, alignment.clone());
+            }
+            metadata.insert(NUMBER_KEY, number);
+            metadata.insert(COUNT_KEY, count);
+            metadata.insert(TENSORS_KEY, n_tensors as i32);
+            let part = Writer {
+                version: self.version,
+                metadata,
+                tensors: self.tensors[start(number_of)..start(number_of + 1)].to_vec(),
+            };
+            part.to_bytes()
+        });
+        parts.collect()
     }
 
     /// Writes the whole file to `path`.

@@ -1,6 +1,6 @@
 //! Causal attention of each query head over a layer's cache.
 
-use super::{Access, Kernel, Uses, row_stride};
+use super::{Access, Kernel, Uses, map, row_stride};
 use crate::kv_cache::first_visible;
 use bytemuck::{Pod, Zeroable};
 use std::ops::{Range, RangeInclusive};
@@ -15,7 +15,9 @@ pub(crate) struct Params {
     pub(crate) stride: u32,
     pub(crate) scale: f32,
     pub(crate) window: u32,
-    pub(crate) padding: [u32; 2],
+    /// 0 for none.
+    pub(crate) soft_cap: f32,
+    pub(crate) alibi: u32,
 }
 
 /// What attends to what.
@@ -32,6 +34,10 @@ pub(crate) struct Shape {
     pub(crate) scale: f32,
     /// Key `j` is visible to query `i` where `0 <= i - j < window`.
     pub(crate) window: Option<usize>,
+    /// On scaled dot products.
+    pub(crate) soft_cap: Option<f32>,
+    /// Whether distance lowers scores.
+    pub(crate) alibi: bool,
 }
 
 impl Shape {
@@ -51,7 +57,8 @@ impl Params {
             stride: row_stride(shape.n_head * shape.head_dim) as u32,
             scale: shape.scale,
             window: shape.window_or_max(),
-            padding: [0; 2],
+            soft_cap: shape.soft_cap.unwrap_or(0.0),
+            alibi: shape.alibi.into(),
         }
     }
 }
@@ -69,6 +76,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     uses: Uses {
         kv: true,
         reduce: true,
+        soft_cap: true,
         ..Uses::NOTHING
     },
 };
@@ -142,13 +150,33 @@ fn exponentials(
     let visible = first_visible(position, shape.window)..=position;
     let mut weights: Vec<f64> = visible
         .clone()
-        .map(|key| f64::from(shape.scale) * dot(q, &keys[shape.at(key, head)]))
+        .map(|key| {
+            let score = f64::from(shape.scale) * dot(q, &keys[shape.at(key, head)]);
+            let capped = shape
+                .soft_cap
+                .map_or(score, |cap| map::soft_cap(score, cap));
+            match shape.alibi {
+                true => capped - alibi_slope(head, shape.n_head) * (position - key) as f64,
+                false => capped,
+            }
+        })
         .collect();
     let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     for weight in &mut weights {
         *weight = (*weight - highest).exp();
     }
     (visible, weights)
+}
+
+/// What each position of distance costs a head's scores (arXiv:2108.12409, section 3, and its authors' code for
+/// counts of heads that are no power of two).
+pub(crate) fn alibi_slope(head: usize, n_head: usize) -> f64 {
+    let n = 1_usize << n_head.max(1).ilog2();
+    let exponent = match head < n {
+        true => -8.0 * (head + 1) as f64,
+        false => -4.0 * (2 * (head - n) + 1) as f64,
+    };
+    (exponent / n as f64).exp2()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -1,11 +1,13 @@
-// attention: dst = softmax(scale * q . keys) . values over the visible keys, for each head
+// attention: dst = softmax(scale * q . keys) . values over the visible keys, for each head; scores capped where
+//   soft_cap, and lowered by distance where alibi
 // twin: attention::twin
 // shapes: q, dst [n_rows, n_head, head_dim], keys, values [capacity, n_head_kv, head_dim];
 //   head_dim is a multiple of 4, at most 512
 // grid: one workgroup a head (x, y), rows (z)
 // needs: nothing; subgroups where there are any
 // numerics: within 2e-6 * max |values| (measured 1.8e-7) where scores differ by less than 30; |scores| below 1e30
-// source: arXiv:1706.03762, equation 1; grouped queries arXiv:2305.13245; online softmax arXiv:1805.02867
+// source: arXiv:1706.03762, equation 1; grouped queries arXiv:2305.13245; online softmax arXiv:1805.02867;
+//   soft caps arXiv:2408.00118, section 2; ALiBi arXiv:2108.12409
 
 struct Params {
     n_head: u32,
@@ -14,7 +16,8 @@ struct Params {
     stride: u32, // elements from a row of q and dst to the next
     scale: f32,
     window: u32, // keys that a query sees, its own included
-    padding: vec2<u32>,
+    soft_cap: f32, // on scores; 0 for none
+    alibi: u32,    // whether distance lowers scores
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -76,6 +79,12 @@ fn main(
                 products += query[i] * kv_decode(keys[key + i]);
             }
             score = dot(products, vec4(1.0));
+            if p.soft_cap > 0.0 {
+                score = soft_cap(score, p.soft_cap);
+            }
+            if p.alibi == 1u {
+                score -= alibi_slope(head) * f32(end - 1u - tile - lane);
+            }
         }
         let new_highest = max(highest, workgroup_max(score, lane));
         let weight = select(0.0, exp(score - new_highest), lane < n_keys);
@@ -108,4 +117,11 @@ fn main(
     if has_far {
         dst[query_start + far_quad] = far / total;
     }
+}
+
+// By the powers of two below the number of heads; heads behind them lie between.
+fn alibi_slope(head: u32) -> f32 {
+    let n = 1u << firstLeadingBit(p.n_head);
+    let exponent = select(-4.0 * f32(2u * (head - n) + 1u), -8.0 * f32(head + 1u), head < n);
+    return exp2(exponent / f32(n));
 }

@@ -18,7 +18,8 @@ struct Params {
     stride: u32, // elements from a row of q and dst to the next
     scale: f32,
     window: u32, // keys that a query sees, its own included
-    padding: vec2<u32>,
+    soft_cap: f32, // 0: `attention` has these two
+    alibi: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;

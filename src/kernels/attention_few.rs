@@ -20,7 +20,8 @@ pub(crate) struct Params {
     pub(crate) scale: f32,
     pub(crate) window: u32,
     pub(crate) has_int8: u32,
-    pub(crate) padding: u32,
+    /// 0 for none.
+    pub(crate) soft_cap: f32,
 }
 
 impl Params {
@@ -34,7 +35,7 @@ impl Params {
             scale: shape.scale,
             window: shape.window_or_max(),
             has_int8: has_int8.into(),
-            padding: 0,
+            soft_cap: shape.soft_cap.unwrap_or(0.0),
         }
     }
 }
@@ -55,6 +56,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     uses: Uses {
         kv: true,
         heads: true,
+        soft_cap: true,
         quantize: true,
         ..Uses::NOTHING
     },
@@ -137,7 +139,8 @@ impl Heads {
 
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
-    shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim)
+    let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
+    has_dims && !shape.alibi
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -196,6 +199,8 @@ mod tests {
             position: 0,
             scale: 1.0,
             window: None,
+            soft_cap: None,
+            alibi: false,
         }
     }
 

@@ -16,7 +16,7 @@ struct Params {
     scale: f32,
     window: u32,   // keys that a query sees, its own included
     has_int8: u32,
-    padding: u32,
+    soft_cap: f32, // on scores; 0 for none
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -102,6 +102,9 @@ fn main(
             var score = 0.0;
             for (var unit = 0u; unit < UNITS; unit++) {
                 score += scratch[i / 4u * PART_STRIDE + unit][i % 4u];
+            }
+            if p.soft_cap > 0.0 {
+                score = soft_cap(score, p.soft_cap);
             }
             scores[i] = score;
         }

@@ -14,7 +14,7 @@ struct Params {
     scale: f32,
     window: u32,
     has_int8: u32,
-    padding: u32,
+    soft_cap: f32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;

@@ -14,7 +14,9 @@ pub(crate) struct Params {
     pub(crate) dst_stride: u32,
     /// Factor on the embedding.
     pub(crate) scale: f32,
-    pub(crate) padding: [u32; 2],
+    /// Whether rows are named by position, not by token.
+    pub(crate) by_position: u32,
+    pub(crate) padding: u32,
 }
 
 /// The kernel.
@@ -33,7 +35,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     },
 };
 
-/// The grid for `n_rows` tokens.
+/// The grid for `n_rows` rows.
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
     grid_of(
         (params.matrix.units_per_row as usize * 4).div_ceil(64),
@@ -41,19 +43,19 @@ pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
     )
 }
 
-/// `dst[row] = weights[tokens[row]] * scale`; `weights` decodes a row of weights, as wide as a row of `dst`.
+/// `dst[row] = weights[indices[row]] * scale`; `weights` decodes a row of weights, as wide as a row of `dst`.
 pub(crate) fn twin(
     weights: &dyn Fn(usize, &mut [f32]),
-    tokens: &[u32],
+    indices: &[u32],
     scale: f32,
     dst: &mut [f32],
 ) {
-    if tokens.is_empty() {
+    if indices.is_empty() {
         return;
     }
-    let n_cols = dst.len() / tokens.len();
-    for (token, dst) in tokens.iter().zip(dst.chunks_exact_mut(n_cols)) {
-        weights(*token as usize, dst);
+    let n_cols = dst.len() / indices.len();
+    for (index, dst) in indices.iter().zip(dst.chunks_exact_mut(n_cols)) {
+        weights(*index as usize, dst);
         for value in dst {
             *value *= scale;
         }

@@ -1,4 +1,5 @@
-// embed: dst[row] = weights[tokens[row] - first_row] * scale, for the rows whose token lies in this shard
+// embed: dst[row] = weights[tokens[row] - first_row] * scale, for the rows whose token lies in this shard; where
+//   by_position the same of positions
 // twin: embed::twin
 // shapes: tokens [n_rows], weights [vocab_size, hidden_size], dst [n_rows, hidden_size]
 // grid: one invocation for 8 columns (x, y), rows (z)
@@ -10,7 +11,8 @@ struct Params {
     matrix: Matrix,
     dst_stride: u32, // elements from a row to the next
     scale: f32,
-    padding: vec2<u32>,
+    by_position: u32, // whether a row's position names it, not its token
+    padding: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -30,7 +32,10 @@ fn main(
         return;
     }
     // A token of an earlier shard wraps around to a row that no shard has.
-    let shard_row = tokens[row] - p.matrix.first_row;
+    var shard_row = tokens[row] - p.matrix.first_row;
+    if p.by_position == 1u {
+        shard_row = batch.position + row - p.matrix.first_row;
+    }
     if shard_row >= p.matrix.n_rows {
         return;
     }

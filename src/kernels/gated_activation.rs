@@ -32,6 +32,7 @@ pub(crate) fn number(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,
+        Activation::ReluSquared => 2,
     }
 }
 
@@ -65,12 +66,13 @@ pub(crate) fn twin(activation: Activation, gate: &[f32], up: &[f32], dst: &mut [
     }
 }
 
-fn activate(activation: Activation, x: f64) -> f64 {
+pub(crate) fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + u.tanh())
         }
+        Activation::ReluSquared => x.max(0.0).powi(2),
     }
 }

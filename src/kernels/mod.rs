@@ -13,7 +13,9 @@ mod constants;
 pub(crate) mod embed;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod layer_norm;
 pub(crate) mod logit_maxima;
+pub(crate) mod map;
 pub(crate) mod matmul;
 pub(crate) mod matmul_coop;
 pub(crate) mod matvec;
@@ -104,6 +106,8 @@ pub(crate) struct Uses {
     pub(crate) output: bool,
     /// The non-linearities (`common/activation.wgsl`).
     pub(crate) activation: bool,
+    /// Soft caps (`common/soft_cap.wgsl`).
+    pub(crate) soft_cap: bool,
     /// Rounding to int8 (`common/quantize.wgsl`).
     pub(crate) quantize: bool,
     /// Rounding to 16-bit floats (`common/f16_rows.wgsl`).
@@ -127,6 +131,7 @@ impl Uses {
         heads: false,
         output: false,
         activation: false,
+        soft_cap: false,
         quantize: false,
         f16_rows: false,
         attention_tile: false,
@@ -186,7 +191,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 21] = [
+pub(crate) const ALL: [&Kernel; 23] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -195,7 +200,9 @@ pub(crate) const ALL: [&Kernel; 21] = [
     &embed::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &layer_norm::KERNEL,
     &logit_maxima::KERNEL,
+    &map::KERNEL,
     &matmul::KERNEL,
     &matmul_coop::KERNEL,
     &matvec::KERNEL,
@@ -248,11 +255,15 @@ impl Kernel {
             source += include_str!("common/matrix.wgsl");
             source += repack::decoder(variant.weight);
             if is_quantised {
+                source += match repack::has_two_offsets(variant.weight) {
+                    true => include_str!("common/offset_halves.wgsl"),
+                    false => include_str!("common/offset.wgsl"),
+                };
                 source += include_str!("common/decode8.wgsl");
             }
             if self.uses.tile {
                 source += include_str!("common/f16.wgsl");
-                source += if is_quantised {
+                source += if is_quantised && !repack::has_codebook(variant.weight) {
                     include_str!("common/decode8_f16.wgsl")
                 } else {
                     include_str!("common/decode8_f16_float.wgsl")
@@ -282,6 +293,12 @@ impl Kernel {
                 Src::F32 => include_str!("common/multiply_eights.wgsl"),
                 Src::Int8 | Src::Norm => include_str!("common/dot_int8.wgsl"),
             };
+            if variant.src != Src::F32 {
+                source += match repack::has_two_offsets(variant.weight) {
+                    true => include_str!("common/offset_halves_int8.wgsl"),
+                    false => include_str!("common/offset_int8.wgsl"),
+                };
+            }
             if variant.src == Src::Norm {
                 let first = 2 + self.bindings.len();
                 source += &format!(
@@ -309,6 +326,9 @@ impl Kernel {
         }
         if self.uses.activation {
             source += include_str!("common/activation.wgsl");
+        }
+        if self.uses.soft_cap {
+            source += include_str!("common/soft_cap.wgsl");
         }
         if self.uses.quantize {
             source += include_str!("common/quantize.wgsl");

@@ -1,62 +1,88 @@
 //! The forward pass of the dense decoder family, once.
 
-use super::architectures::{self, Architecture, Presence};
-use super::spec::{DecoderSpec, LayerSpec};
-use super::weights::{ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights};
+use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
+use super::layers::{LayerWeights, Linear, Norm, NormForm, layer_weights, linear, row_norm};
+use super::lora::Lora;
+use super::spec::DecoderSpec;
+use super::weights::{
+    LONG_ROPE_DIVISORS, POSITIONS, ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights,
+};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::plan::{AttentionParams, BufferId, Plan, PlanBuilder};
+use crate::plan::{Activation, AttentionParams, BufferId, EmbedIndex, Function, Plan, PlanBuilder};
 use std::sync::Arc;
-
-/// A matrix and its bias.
-type Linear = (WeightId, Option<WeightId>);
 
 /// A decoder's spec with its weights found and checked.
 pub(crate) struct DecoderModel {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
+    /// Tokens of a session's context, by which rope may differ.
+    pub(crate) context_length: usize,
+    norms_after_rope: bool,
     token_embd: WeightId,
+    position_embd: Option<WeightId>,
+    embedding_norm: Option<Norm>,
     layers: Vec<LayerWeights>,
-    output_norm: WeightId,
+    output_norm: Norm,
     output: Linear,
 }
 
-struct LayerWeights {
-    attn_norm: WeightId,
-    attn_q: Linear,
-    attn_k: Linear,
-    attn_v: Linear,
-    attn_q_norm: Option<WeightId>,
-    attn_k_norm: Option<WeightId>,
-    attn_output: Linear,
-    attn_post_norm: Option<WeightId>,
-    ffn_norm: WeightId,
-    ffn_gate: Linear,
-    ffn_up: Linear,
-    ffn_down: Linear,
-    ffn_post_norm: Option<WeightId>,
-}
-
 impl DecoderModel {
-    /// Finds every weight of a file; each tensor must have its place and its shape.
+    /// A model without adapters.
+    #[cfg(test)]
+    pub(crate) fn from_gguf(gguf: Arc<Gguf>, storage: WeightStorage) -> Result<Self> {
+        DecoderModel::with_loras(gguf, storage, Vec::new())
+    }
+
+    /// Finds every weight of a file; each tensor must have its place and its shape. Adapters are added to the
+    /// weights.
     ///
     /// # Errors
-    /// `InvalidModel` for a tensor that is missing, unused or of another shape, `Unsupported` for an
-    /// architecture, hyper-parameter or weight type that is not known.
-    pub(crate) fn from_gguf(gguf: Arc<Gguf>, storage: WeightStorage) -> Result<Self> {
+    /// `InvalidModel` for a tensor that is missing, unused or of another shape, or an adapter for another model;
+    /// `Unsupported` for an architecture, hyper-parameter or weight type that is not known.
+    pub(crate) fn with_loras(
+        gguf: Arc<Gguf>,
+        storage: WeightStorage,
+        loras: Vec<Lora>,
+    ) -> Result<Self> {
+        if gguf.metadata().str("general.type")? == Some("adapter") {
+            let message = "the file is an adapter: it is added to a model (`EngineBuilder::lora`)";
+            return Err(Error::InvalidModel {
+                message: message.to_owned(),
+            });
+        }
         let spec = DecoderSpec::from_gguf(&gguf)?;
         let architecture = architectures::find(&spec.architecture)?;
-        let mut find = WeightFinder::new(gguf, storage);
+        for lora in &loras {
+            lora.check_architecture(&spec.architecture)?;
+        }
+        let mut find = WeightFinder::new(gguf, storage, loras);
         let hidden = spec.hidden_size;
 
         let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;
+        let position_embd = match architecture.positions {
+            Positions::Rope | Positions::Alibi => None,
+            Positions::Learned => {
+                let n_positions = spec.n_positions.unwrap_or(spec.context_length);
+                Some(find.matrix(POSITIONS, n_positions, hidden)?)
+            }
+        };
+        let embedding_norm = match architecture.embedding_norm {
+            true => Some(row_norm(
+                &mut find,
+                architecture,
+                "token_embd_norm",
+                hidden,
+            )?),
+            false => None,
+        };
         let layers = spec
             .layers
             .iter()
             .enumerate()
-            .map(|(index, layer)| layer_weights(&mut find, architecture, index, layer, hidden))
+            .map(|(index, layer)| layer_weights(&mut find, architecture, &spec, index, layer))
             .collect::<Result<Vec<_>>>()?;
-        let output_norm = find.vector("output_norm.weight", hidden)?;
+        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
         let output = if find.has("output.weight") {
             linear(
                 &mut find,
@@ -68,14 +94,24 @@ impl DecoderModel {
         } else {
             (token_embd, None)
         };
-        if architecture.rope_divisors {
-            find.mark_used(ROPE_DIVISORS);
+        match architecture.rope_divisors {
+            RopeDivisors::None => {}
+            RopeDivisors::Fixed => find.mark_used(ROPE_DIVISORS),
+            RopeDivisors::ByContext => {
+                LONG_ROPE_DIVISORS
+                    .iter()
+                    .for_each(|name| find.mark_used(name));
+            }
         }
         let weights = find.finish()?;
         Ok(DecoderModel {
+            context_length: spec.context_length,
+            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
             spec,
             weights,
             token_embd,
+            position_embd,
+            embedding_norm,
             layers,
             output_norm,
             output,
@@ -99,103 +135,6 @@ impl DecoderModel {
     }
 }
 
-fn linear(
-    find: &mut WeightFinder,
-    name: &str,
-    n_out: usize,
-    n_in: usize,
-    bias: Presence,
-) -> Result<Linear> {
-    let weight = find.matrix(&format!("{name}.weight"), n_out, n_in)?;
-    let bias_name = format!("{name}.bias");
-    let bias = match bias {
-        Presence::Required => Some(find.vector(&bias_name, n_out)?),
-        Presence::Optional if find.has(&bias_name) => Some(find.vector(&bias_name, n_out)?),
-        Presence::Optional | Presence::Absent => None,
-    };
-    Ok((weight, bias))
-}
-
-/// Query, key and value projections: three tensors, or the rows of `attn_qkv` in that order.
-fn attention_inputs(
-    find: &mut WeightFinder,
-    architecture: &Architecture,
-    prefix: &str,
-    layer: &LayerSpec,
-    hidden: usize,
-) -> Result<[Linear; 3]> {
-    let n_q = layer.n_head * layer.head_dim;
-    let n_kv = layer.n_head_kv * layer.head_dim;
-    let fused = format!("{prefix}attn_qkv.weight");
-    if !find.has(&fused) {
-        let mut one = |name: &str, n_out: usize| {
-            linear(
-                find,
-                &format!("{prefix}{name}"),
-                n_out,
-                hidden,
-                architecture.qkv_bias,
-            )
-        };
-        return Ok([
-            one("attn_q", n_q)?,
-            one("attn_k", n_kv)?,
-            one("attn_v", n_kv)?,
-        ]);
-    }
-    let n_all = n_q + 2 * n_kv;
-    let fused_bias = format!("{prefix}attn_qkv.bias");
-    let has_bias = match architecture.qkv_bias {
-        Presence::Required => true,
-        Presence::Optional => find.has(&fused_bias),
-        Presence::Absent => false,
-    };
-    let mut one = |rows: std::ops::Range<usize>| -> Result<Linear> {
-        let weight = find.part(&fused, &[n_all, hidden], rows.clone())?;
-        let bias = has_bias
-            .then(|| find.vector_part(&fused_bias, n_all, rows))
-            .transpose()?;
-        Ok((weight, bias))
-    };
-    Ok([one(0..n_q)?, one(n_q..n_q + n_kv)?, one(n_q + n_kv..n_all)?])
-}
-
-fn layer_weights(
-    find: &mut WeightFinder,
-    architecture: &Architecture,
-    index: usize,
-    layer: &LayerSpec,
-    hidden: usize,
-) -> Result<LayerWeights> {
-    let prefix = format!("blk.{index}.");
-    let n_q = layer.n_head * layer.head_dim;
-    let n_ffn = layer.intermediate_size;
-    let bias = architecture.other_bias;
-    let norm = |find: &mut WeightFinder, name: &str, wanted: bool, n: usize| {
-        wanted
-            .then(|| find.vector(&format!("{prefix}{name}.weight"), n))
-            .transpose()
-    };
-    let qk_norm = architecture.qk_norm == Presence::Required;
-    let post = architecture.post_norms;
-    let [attn_q, attn_k, attn_v] = attention_inputs(find, architecture, &prefix, layer, hidden)?;
-    Ok(LayerWeights {
-        attn_norm: find.vector(&format!("{prefix}attn_norm.weight"), hidden)?,
-        attn_q,
-        attn_k,
-        attn_v,
-        attn_q_norm: norm(find, "attn_q_norm", qk_norm, layer.head_dim)?,
-        attn_k_norm: norm(find, "attn_k_norm", qk_norm, layer.head_dim)?,
-        attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
-        attn_post_norm: norm(find, "post_attention_norm", post, hidden)?,
-        ffn_norm: find.vector(&format!("{prefix}ffn_norm.weight"), hidden)?,
-        ffn_gate: linear(find, &format!("{prefix}ffn_gate"), n_ffn, hidden, bias)?,
-        ffn_up: linear(find, &format!("{prefix}ffn_up"), n_ffn, hidden, bias)?,
-        ffn_down: linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?,
-        ffn_post_norm: norm(find, "post_ffw_norm", post, hidden)?,
-    })
-}
-
 /// The forward pass for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
 ///
 /// Step names are llama.cpp's where it has one: `Qcur` and `Kcur` are the rotated projections,
@@ -206,7 +145,7 @@ pub(crate) fn decoder_plan(
     max_outputs: usize,
 ) -> Result<Plan> {
     let DecoderModel { spec, weights, .. } = model;
-    let eps = spec.rms_norm_eps;
+    let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
 
     let embedding = if spec.embedding_scale == 1.0 {
@@ -214,66 +153,113 @@ pub(crate) fn decoder_plan(
     } else {
         "inp_scaled"
     };
-    let mut x = b.embed(embedding, model.token_embd, spec.embedding_scale);
-    for (index, (layer, w)) in spec.layers.iter().zip(&model.layers).enumerate() {
+    let mut x = b.embed(
+        embedding,
+        model.token_embd,
+        EmbedIndex::Token,
+        spec.embedding_scale,
+    );
+    if let Some(weight) = model.position_embd {
+        let positions = b.embed("pos_embd", weight, EmbedIndex::Position, 1.0);
+        x = b.add("inpL", x, positions);
+    }
+    x = norm(&mut b, "inp_norm", x, model.embedding_norm, eps);
+    for (index, w) in model.layers.iter().enumerate() {
         b.layer(Some(index));
-        let normed = b.rms_norm("attn_norm", x, w.attn_norm, eps);
-        let attended = attention(&mut b, index, layer, w, normed, eps);
-        let attended = post_norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
+        let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
+        let attended = attention(&mut b, model, index, normed);
+        let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
+        let attended = scaled(&mut b, "attn_scaled", attended, spec.residual_scale);
         let residual = b.add("ffn_inp", attended, x);
 
-        let normed = b.rms_norm("ffn_norm", residual, w.ffn_norm, eps);
-        let gate = b.matmul("ffn_gate", normed, w.ffn_gate);
-        let up = b.matmul("ffn_up", normed, w.ffn_up);
-        let gated = b.gated_activation("ffn_gated", gate, up, spec.activation);
-        let down = b.matmul("ffn_out", gated, w.ffn_down);
-        let down = post_norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
+        let input = match (w.is_parallel, w.ffn_norm) {
+            (true, None) => normed,
+            (true, own) => norm(&mut b, "ffn_norm", x, own, eps),
+            (false, own) => norm(&mut b, "ffn_norm", residual, own, eps),
+        };
+        let inner = feed_forward(&mut b, w, input, spec.activation);
+        let down = b.matmul("ffn_out", inner, w.ffn_down);
+        let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
+        let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
     }
     b.layer(None);
     let outputs = b.select_outputs("result_rows", x);
-    let normed = b.rms_norm("result_norm", outputs, model.output_norm, eps);
-    let logits = b.matmul("result_output", normed, model.output);
+    let normed = norm(&mut b, "result_norm", outputs, Some(model.output_norm), eps);
+    let mut logits = b.matmul("result_output", normed, model.output);
+    logits = scaled(&mut b, "result_scaled", logits, spec.logit_scale);
+    if let Some(cap) = spec.logit_soft_cap {
+        logits = b.map("result_capped", logits, Function::SoftCap(cap));
+    }
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }
 
-fn attention(
+/// What the last projection of a feed-forward block takes in.
+fn feed_forward(
     b: &mut PlanBuilder<'_>,
-    index: usize,
-    layer: &LayerSpec,
     w: &LayerWeights,
     x: BufferId,
-    eps: f32,
+    activation: Activation,
 ) -> BufferId {
-    let table = b.rope_table(layer.rope.table());
+    let Some(gate) = w.ffn_gate else {
+        let up = b.matmul("ffn_up", x, w.ffn_up);
+        return b.map("ffn_act", up, Function::Activation(activation));
+    };
+    let gate = b.matmul("ffn_gate", x, gate);
+    let up = b.matmul("ffn_up", x, w.ffn_up);
+    b.gated_activation("ffn_gated", gate, up, activation)
+}
+
+fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
+    match factor {
+        1.0 => x,
+        _ => b.map(name, x, Function::Scale(factor)),
+    }
+}
+
+fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: BufferId) -> BufferId {
+    let (layer, w) = (&model.spec.layers[index], &model.layers[index]);
+    let eps = model.spec.norm_eps;
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
     let v = b.matmul("Vcur", x, w.attn_v);
-    if let Some(weight) = w.attn_q_norm {
-        q = b.rms_norm("attn_q_norm", q, weight, eps);
+    for norms in [!model.norms_after_rope, model.norms_after_rope] {
+        if norms {
+            q = norm(b, "attn_q_norm", q, w.attn_q_norm, eps);
+            k = norm(b, "attn_k_norm", k, w.attn_k_norm, eps);
+        } else if let Some(rope) = &layer.rope {
+            let table = b.rope_table(rope.query_table(model.context_length));
+            q = b.rope("Qcur", q, table, layer.head_dim);
+            let table = b.rope_table(rope.table(model.context_length));
+            k = b.rope("Kcur", k, table, layer.head_dim);
+        }
     }
-    if let Some(weight) = w.attn_k_norm {
-        k = b.rms_norm("attn_k_norm", k, weight, eps);
-    }
-    q = b.rope("Qcur", q, table, layer.head_dim);
-    k = b.rope("Kcur", k, table, layer.head_dim);
     b.store_kv("kv_cache", k, v, index);
     let params = AttentionParams {
         layer: index,
         n_head: layer.n_head,
         scale: layer.attention_scale,
         window: layer.window,
+        soft_cap: layer.soft_cap,
+        alibi: layer.alibi,
     };
     let attended = b.attention("kqv_out", q, params);
     b.matmul("attn_output", attended, w.attn_output)
 }
 
-fn post_norm(
+/// The norm of `x`; `x` itself where there is none.
+fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,
-    weight: Option<WeightId>,
+    norm: Option<Norm>,
     eps: f32,
 ) -> BufferId {
-    weight.map_or(x, |weight| b.rms_norm(name, x, weight, eps))
+    let Some(Norm { weight, form }) = norm else {
+        return x;
+    };
+    match form {
+        NormForm::Rms => b.rms_norm(name, x, weight, eps),
+        NormForm::Layer { bias, group } => b.layer_norm(name, x, (weight, bias), group, eps),
+    }
 }

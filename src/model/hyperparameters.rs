@@ -110,6 +110,10 @@ impl<'a> Hyperparameters<'a> {
         self.f32(suffix)?.ok_or_else(|| self.missing(suffix))
     }
 
+    pub(super) fn bool(&self, suffix: &str) -> Result<Option<bool>> {
+        self.metadata.bool(&self.key(suffix))
+    }
+
     pub(super) fn str(&self, suffix: &str) -> Result<Option<&'a str>> {
         self.metadata.str(&self.key(suffix))
     }

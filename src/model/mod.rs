@@ -3,13 +3,18 @@
 mod architectures;
 mod decoder;
 mod hyperparameters;
+mod layers;
+mod lora;
 mod rope;
+mod rope_spec;
 mod spec;
 mod weights;
 
-pub use rope::{RopeScaling, RopeSpec};
+pub use architectures::architectures;
+pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};
 
 pub(crate) use decoder::{DecoderModel, decoder_plan};
+pub(crate) use lora::Lora;
 pub(crate) use weights::{Weight, Weights};

@@ -1,6 +1,6 @@
 //! Rotary position embedding as a file states it, worked out to one angle for each pair.
 
-use crate::plan::{RopePairing, RopeTable};
+use crate::plan::{QueryTemperature, RopePairing, RopeTable};
 use std::f64::consts::PI;
 
 /// How the angles of long contexts are stretched.
@@ -13,7 +13,7 @@ pub enum RopeScaling {
         /// At least 1 in practice.
         factor: f32,
     },
-    /// YaRN (arXiv:2309.00071) with the ramp from 32 turns to 1.
+    /// YaRN (arXiv:2309.00071).
     Yarn {
         /// Context extension.
         factor: f32,
@@ -21,6 +21,9 @@ pub enum RopeScaling {
         original_context_length: usize,
         /// `rope.scaling.yarn_log_multiplier`, 0 where absent.
         log_multiplier: f32,
+        /// The turns over the original context from which on pairs stay as they are, and up to which they
+        /// are fully divided; 32 and 1 in the paper.
+        ramp: [f32; 2],
     },
 }
 
@@ -37,18 +40,58 @@ pub struct RopeSpec {
     pub scaling: RopeScaling,
     /// Further factor on sine and cosine (`rope.scaling.attn_factor`).
     pub attention_factor: f32,
-    /// Divisor of each pair's frequency, `[n_dims / 2]` (tensor `rope_freqs.weight`).
-    pub divisors: Option<Vec<f32>>,
+    /// Divisor of each pair's frequency, `[n_dims / 2]`.
+    pub divisors: RopeDivisors,
+    /// What makes queries grow with the position, keys not.
+    pub query_temperature: Option<QueryTemperature>,
+}
+
+/// The divisors of each pair's frequency, `[n_dims / 2]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeDivisors {
+    /// None.
+    None,
+    /// Tensor `rope_freqs.weight`.
+    Fixed(Vec<f32>),
+    /// Tensors `rope_factors_short.weight` and `rope_factors_long.weight` (LongRoPE, arXiv:2402.13753).
+    ByContext {
+        /// For contexts of up to this many tokens.
+        most_short: usize,
+        /// Of those contexts.
+        short: Vec<f32>,
+        /// Of longer ones.
+        long: Vec<f32>,
+    },
+}
+
+impl RopeDivisors {
+    /// Those of a context of this many tokens.
+    fn of_context(&self, context_length: usize) -> Option<&[f32]> {
+        match self {
+            RopeDivisors::None => None,
+            RopeDivisors::Fixed(divisors) => Some(divisors),
+            RopeDivisors::ByContext {
+                most_short,
+                short,
+                long,
+            } => Some(if context_length > *most_short {
+                long
+            } else {
+                short
+            }),
+        }
+    }
 }
 
 impl RopeSpec {
-    /// The angles: `theta^(-2i / n_dims)` (arXiv:2104.09864, section 3.2.2), divided and scaled.
-    pub fn table(&self) -> RopeTable {
+    /// The angles of keys in a session of `context_length` tokens: `theta^(-2i / n_dims)` (arXiv:2104.09864,
+    /// section 3.2.2), divided and scaled.
+    pub fn table(&self, context_length: usize) -> RopeTable {
         let n = self.n_dims as f64;
         let theta = f64::from(self.theta);
+        let divisors = self.divisors.of_context(context_length);
         let divisor = |pair: usize| {
-            self.divisors
-                .as_ref()
+            divisors
                 .and_then(|d| d.get(pair))
                 .map_or(1.0, |&d| f64::from(d))
         };
@@ -64,14 +107,15 @@ impl RopeSpec {
                 factor,
                 original_context_length,
                 log_multiplier,
+                ramp: [fast, slow],
             } => {
                 let factor = f64::from(factor);
                 let original = original_context_length as f64;
                 // The dimension whose wave turns `turns` times over the original context.
                 let dimension =
                     |turns: f64| n * (original / (2.0 * PI * turns)).ln() / (2.0 * theta.ln());
-                let low = dimension(32.0).floor().max(0.0);
-                let high = dimension(1.0).ceil().min(n - 1.0);
+                let low = dimension(f64::from(fast)).floor().max(0.0);
+                let high = dimension(f64::from(slow)).ceil().min(n - 1.0);
                 let scaled = |pair: usize| {
                     let ramp = (pair as f64 - low) / (high - low).max(0.001);
                     let keep = 1.0 - ramp.clamp(0.0, 1.0);
@@ -87,6 +131,25 @@ impl RopeSpec {
             pairing: self.pairing,
             inverse_frequency,
             magnitude,
+            temperature: None,
+        }
+    }
+
+    /// The same of another base, as trained.
+    pub(super) fn unscaled(&self, theta: f32) -> RopeSpec {
+        RopeSpec {
+            theta,
+            scaling: RopeScaling::None,
+            attention_factor: 1.0,
+            ..self.clone()
+        }
+    }
+
+    /// The angles of queries.
+    pub fn query_table(&self, context_length: usize) -> RopeTable {
+        RopeTable {
+            temperature: self.query_temperature,
+            ..self.table(context_length)
         }
     }
 }
@@ -102,13 +165,14 @@ mod tests {
             theta: 100.0,
             scaling,
             attention_factor: 1.0,
-            divisors: None,
+            divisors: RopeDivisors::None,
+            query_temperature: None,
         }
     }
 
     #[test]
     fn plain_frequencies_fall_from_one_by_the_base() {
-        let table = spec(RopeScaling::None).table();
+        let table = spec(RopeScaling::None).table(8);
         assert_eq!(table.inverse_frequency, [1.0, 0.1]);
         assert_eq!(table.magnitude, 1.0);
     }
@@ -116,8 +180,8 @@ mod tests {
     #[test]
     fn linear_scaling_and_divisors_divide() {
         let mut spec = spec(RopeScaling::Linear { factor: 2.0 });
-        spec.divisors = Some(vec![1.0, 4.0]);
-        let table = spec.table();
+        spec.divisors = RopeDivisors::Fixed(vec![1.0, 4.0]);
+        let table = spec.table(8);
         assert_eq!(table.inverse_frequency[0], 0.5);
         assert!((table.inverse_frequency[1] - 0.0125).abs() < 1e-15);
     }
@@ -131,12 +195,46 @@ mod tests {
                 factor: 4.0,
                 original_context_length: 2048,
                 log_multiplier: 0.0,
+                ramp: [32.0, 1.0],
             })
         }
-        .table();
+        .table(8);
         assert_eq!(table.inverse_frequency[0], 1.0);
         let slow = 10000f64.powf(-62.0 / 64.0);
         assert!((table.inverse_frequency[31] / (slow / 4.0) - 1.0).abs() < 1e-12);
         assert!((table.magnitude - (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn divisors_follow_the_context() {
+        let mut spec = spec(RopeScaling::None);
+        spec.divisors = RopeDivisors::ByContext {
+            most_short: 8,
+            short: vec![1.0, 2.0],
+            long: vec![1.0, 5.0],
+        };
+        let second = |context_length| spec.table(context_length).inverse_frequency[1];
+        assert_eq!([second(8), second(9)], [0.05, 0.02]);
+    }
+
+    #[test]
+    fn queries_grow_with_the_position_and_keys_do_not() {
+        let mut spec = spec(RopeScaling::None);
+        spec.query_temperature = Some(QueryTemperature {
+            scale: 0.5,
+            tokens: 4,
+        });
+        let magnitude = |table: RopeTable, position| {
+            let [cos, sin] = table.row(position).next().unwrap();
+            cos.hypot(sin)
+        };
+        for (position, expected) in [
+            (3, 1.0),
+            (4, 1.0 + 0.5 * 2f32.ln()),
+            (8, 1.0 + 0.5 * 3f32.ln()),
+        ] {
+            assert!((magnitude(spec.query_table(8), position) - expected).abs() < 1e-6);
+            assert!((magnitude(spec.table(8), position) - 1.0).abs() < 1e-6);
+        }
     }
 }

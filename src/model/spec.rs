@@ -1,10 +1,14 @@
 //! The shape and constants of a decoder, read from the file.
 
-use super::architectures::{self, Architecture, EmbeddingScale, Windows};
+use super::architectures::{
+    self, Architecture, Block, EmbeddingScale, LocalRope, LogitScale, NormKind, Positions,
+    ResidualScale, RopeLayers, SoftCap, Windows,
+};
 use super::hyperparameters::Hyperparameters;
-use super::rope::{RopeScaling, RopeSpec};
+use super::rope::RopeSpec;
+use super::{rope_spec, weights};
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, WeightType};
+use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
 use crate::plan::Activation;
 
@@ -21,12 +25,23 @@ pub struct DecoderSpec {
     pub hidden_size: usize,
     /// Tokens the model was trained for.
     pub context_length: usize,
-    /// Added to the mean square in every RMS norm.
-    pub rms_norm_eps: f32,
+    /// Added to the mean square, or the variance, in every norm.
+    pub norm_eps: f32,
     /// Factor on the embedding.
     pub embedding_scale: f32,
-    /// On the gate of each feed-forward block.
+    /// Positions that have an embedding, where positions are learned: the longest context.
+    pub n_positions: Option<usize>,
+    /// Factor on what each block adds to the residual.
+    pub residual_scale: f32,
+    /// Factor on the logits.
+    pub logit_scale: f32,
+    /// The cap on the logits.
+    pub logit_soft_cap: Option<f32>,
+    /// Of each feed-forward block.
     pub activation: Activation,
+    /// Whether the file says that feed-forward blocks stand beside attention; `None` where it is not the one to
+    /// say it.
+    pub states_parallel: Option<bool>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
 }
@@ -46,8 +61,12 @@ pub struct LayerSpec {
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
     pub window: Option<usize>,
-    /// The rotary embedding.
-    pub rope: RopeSpec,
+    /// The cap on scaled query-key products.
+    pub soft_cap: Option<f32>,
+    /// Whether distance lowers scores (ALiBi).
+    pub alibi: bool,
+    /// The rotary embedding; `None` for a layer that has none.
+    pub rope: Option<RopeSpec>,
 }
 
 impl DecoderSpec {
@@ -58,6 +77,10 @@ impl DecoderSpec {
     /// [`Error::InvalidModel`] for one that is missing or contradicts another.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let metadata = gguf.metadata();
+        if gguf.tensors().is_empty() {
+            let message = "the file has no tensors: it is a vocabulary without a model".to_owned();
+            return Err(Error::InvalidModel { message });
+        }
         let name = metadata.require_str("general.architecture")?;
         let architecture = architectures::find(name)?;
         let keys = Hyperparameters::new(metadata, name);
@@ -75,13 +98,44 @@ impl DecoderSpec {
             vocab_size: embedding.n_rows(),
             hidden_size,
             context_length: in_range(&keys, "context_length", None, u32::MAX as usize)?,
-            rms_norm_eps: match keys.require_f32(EPSILON)? {
-                eps if eps >= 0.0 => eps,
-                eps => return Err(keys.invalid(EPSILON, format!("{eps}, expected at least 0"))),
-            },
+            norm_eps: norm_eps(architecture, &keys)?,
             embedding_scale: match architecture.embedding_scale {
                 EmbeddingScale::One => 1.0,
                 EmbeddingScale::SqrtHiddenSize => (hidden_size as f32).sqrt(),
+                EmbeddingScale::Stated(default) => factor(&keys, "embedding_scale", default)?,
+            },
+            n_positions: match architecture.positions {
+                Positions::Rope | Positions::Alibi => None,
+                Positions::Learned => gguf.tensor(weights::POSITIONS).map(|t| t.n_rows()),
+            },
+            residual_scale: match architecture.residual_scale {
+                ResidualScale::One => 1.0,
+                ResidualScale::Stated => factor(&keys, "residual_scale", 1.0)?,
+                ResidualScale::StatedOrByDepth(depth) => {
+                    factor(&keys, "residual_scale", depth / (n_layer as f32).sqrt())?
+                }
+            },
+            logit_scale: match architecture.logit_scale {
+                LogitScale::None => 1.0,
+                LogitScale::Multiplies => factor(&keys, "logit_scale", 1.0)?,
+                LogitScale::Divides => 1.0 / factor(&keys, "logit_scale", 1.0)?,
+                LogitScale::DividesOrByWidth(width) => {
+                    1.0 / factor(&keys, "logit_scale", hidden_size as f32 / width)?
+                }
+            },
+            logit_soft_cap: soft_cap(
+                &keys,
+                "final_logit_softcapping",
+                architecture.logit_soft_cap,
+            )?,
+            states_parallel: match architecture.block {
+                Block::ParallelWhereStated => match keys.bool(PARALLEL)? {
+                    None => return Err(keys.invalid(PARALLEL, "missing")),
+                    stated => stated,
+                },
+                // The norm that is absent says it.
+                Block::ParallelWithoutNorm => keys.bool(PARALLEL)?.and(None),
+                Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
             layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
@@ -117,7 +171,35 @@ impl DecoderSpec {
 /// The most that a count may be: far above any model, and products of two fit in `usize`.
 const MAX_COUNT: usize = 1 << 24;
 
-const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+const PARALLEL: &str = "use_parallel_residual";
+
+fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f32> {
+    let key = match architecture.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer(_) => "attention.layer_norm_epsilon",
+    };
+    match keys.require_f32(key)? {
+        eps if eps >= 0.0 => Ok(eps),
+        eps => Err(keys.invalid(key, format!("{eps}, expected at least 0"))),
+    }
+}
+
+/// A factor that the file states; one of 0 says that there is none.
+fn factor(keys: &Hyperparameters<'_>, key: &str, default: f32) -> Result<f32> {
+    let stated = keys.f32(key)?.filter(|&factor| factor != 0.0);
+    Ok(stated.unwrap_or(default))
+}
+
+fn soft_cap(keys: &Hyperparameters<'_>, key: &str, cap: SoftCap) -> Result<Option<f32>> {
+    let SoftCap::Stated(default) = cap else {
+        return Ok(None);
+    };
+    let cap = keys.f32(key)?.unwrap_or(default);
+    if cap < 0.0 {
+        return Err(keys.invalid(key, format!("{cap}, expected at least 0")));
+    }
+    Ok((cap != 0.0).then_some(cap))
+}
 
 /// A count from 1 to `most`; `value` where it has been read already.
 fn in_range(
@@ -165,39 +247,31 @@ fn layers(
         let what = format!("{head_dim}, expected a multiple of 4 up to {MAX_HEAD_DIM}");
         return Err(keys.invalid("attention.key_length", what));
     }
-    let global_rope = rope(gguf, architecture, keys, head_dim)?;
-    let window = match architecture.windows {
-        Windows::None => None,
-        // No window is what a window of 0 says.
-        Windows::Periodic { .. } => keys
-            .usize("attention.sliding_window")?
-            .filter(|&window| window > 0),
-    };
-    let (windowed, local_rope) = match (architecture.windows, window) {
-        (
-            Windows::Periodic {
-                period,
-                local_theta,
-            },
-            Some(_),
-        ) => {
-            let local = RopeSpec {
-                theta: keys.f32("rope.freq_base_swa")?.unwrap_or(local_theta),
-                scaling: RopeScaling::None,
-                attention_factor: 1.0,
-                ..global_rope.clone()
-            };
-            (
-                keys.windowed_layers("attention.sliding_window_pattern", period, n_layer)?,
-                local,
-            )
+    let global_rope = rope_spec::read(gguf, architecture, keys, head_dim)?;
+    let (window, windowed) = windows(architecture, keys, n_layer)?;
+    let local_rope = match architecture.local_rope {
+        LocalRope::Same => global_rope.clone(),
+        _ if window.is_none() => global_rope.clone(),
+        LocalRope::Unscaled => global_rope.unscaled(global_rope.theta),
+        LocalRope::OwnBase(theta) => {
+            global_rope.unscaled(keys.f32("rope.freq_base_swa")?.unwrap_or(theta))
         }
-        _ => (vec![false; n_layer], global_rope.clone()),
+    };
+    let turns = |layer: usize| match architecture.rope_layers {
+        _ if architecture.positions != Positions::Rope => false,
+        RopeLayers::All => true,
+        RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
+        RopeLayers::Windowed => windowed[layer] || window.is_none(),
     };
     let scale = match keys.f32("attention.scale")? {
         Some(scale) if scale != 0.0 => scale,
         _ => architecture.attention_scale(n_layer, hidden_size, n_head[0], head_dim),
     };
+    let soft_cap = soft_cap(
+        keys,
+        "attn_logit_softcapping",
+        architecture.attention_soft_cap,
+    )?;
     (0..n_layer)
         .map(|layer| {
             let (n_head, n_head_kv) = (n_head[layer], n_head_kv[layer]);
@@ -214,97 +288,40 @@ fn layers(
                 intermediate_size: intermediate_size[layer],
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
-                rope: if windowed[layer] {
-                    local_rope.clone()
-                } else {
-                    global_rope.clone()
-                },
+                soft_cap,
+                alibi: architecture.positions == Positions::Alibi,
+                rope: turns(layer).then(|| match windowed[layer] {
+                    true => local_rope.clone(),
+                    false => global_rope.clone(),
+                }),
             })
         })
         .collect()
 }
 
-fn rope(
-    gguf: &Gguf,
+/// The window of a model, and which layers have it.
+fn windows(
     architecture: &Architecture,
     keys: &Hyperparameters<'_>,
-    head_dim: usize,
-) -> Result<RopeSpec> {
-    let n_dims = keys.usize("rope.dimension_count")?.unwrap_or(head_dim);
-    if n_dims == 0 || n_dims > head_dim || !n_dims.is_multiple_of(2) {
-        let what = format!("{n_dims}, expected an even number up to the head's {head_dim}");
-        return Err(keys.invalid("rope.dimension_count", what));
-    }
-    let theta = keys.f32("rope.freq_base")?.unwrap_or(10000.0);
-    // `rope.scale_linear` is the older name of the factor.
-    let older = keys.f32("rope.scale_linear")?;
-    let factor = keys.f32("rope.scaling.factor")?.or(older).unwrap_or(1.0);
-    if theta <= 1.0 {
-        return Err(keys.invalid("rope.freq_base", format!("{theta}, expected more than 1")));
-    }
-    let factor = if factor == 0.0 { 1.0 } else { factor };
-    if factor < 0.0 {
-        return Err(keys.invalid(
-            "rope.scaling.factor",
-            format!("{factor}, expected more than 0"),
-        ));
-    }
-    let original_context_length = keys.usize("rope.scaling.original_context_length")?;
-    let log_multiplier = keys.f32("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
-    let scaling = match keys.str("rope.scaling.type")? {
-        Some("none") => RopeScaling::None,
-        None | Some("linear") if factor == 1.0 => RopeScaling::None,
-        None | Some("linear") => RopeScaling::Linear { factor },
-        Some("yarn") => RopeScaling::Yarn {
-            factor,
-            original_context_length: match original_context_length {
-                Some(length) if length > 0 => length,
-                _ => keys.require_usize("context_length")?,
-            },
-            log_multiplier,
-        },
-        Some(other) => {
-            return Err(Error::Unsupported {
-                kind: "rope scaling",
-                name: other.to_owned(),
-                supported: "none, linear, yarn".to_owned(),
-            });
+    n_layer: usize,
+) -> Result<(Option<usize>, Vec<bool>)> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let nowhere = vec![false; n_layer];
+    let (period, default, at_layers) = match architecture.windows {
+        Windows::None => return Ok((None, nowhere)),
+        Windows::Unused => {
+            keys.usize("attention.sliding_window")?;
+            return Ok((None, nowhere));
         }
+        Windows::Periodic {
+            period,
+            default,
+            at_layers,
+        } => (period, default, at_layers),
     };
-    Ok(RopeSpec {
-        pairing: architecture.rope_pairing,
-        n_dims,
-        theta,
-        scaling,
-        attention_factor: keys.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
-        divisors: if architecture.rope_divisors {
-            rope_divisors(gguf, n_dims)?
-        } else {
-            None
-        },
-    })
-}
-
-fn rope_divisors(gguf: &Gguf, n_dims: usize) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = gguf.tensor(super::weights::ROPE_DIVISORS) else {
-        return Ok(None);
-    };
-    let invalid = |what: String| Error::InvalidModel {
-        message: format!("tensor `{}`: {what}", tensor.name),
-    };
-    if tensor.shape != [n_dims / 2] {
-        return Err(invalid(format!(
-            "shape {:?}, expected [{}]",
-            tensor.shape,
-            n_dims / 2
-        )));
-    }
-    let mut divisors = vec![0.0; n_dims / 2];
-    WeightType::try_from(tensor.ty)?.decode(gguf.tensor_bytes(tensor), &mut divisors);
-    match divisors.iter().find(|d| !(d.is_finite() && **d != 0.0)) {
-        Some(bad) => Err(invalid(format!(
-            "{bad}, expected finite divisors other than 0"
-        ))),
-        None => Ok(Some(divisors)),
-    }
+    // No window is what a window of 0 says.
+    let window = keys.usize("attention.sliding_window")?.or(default);
+    let window = window.filter(|&window| window > 0 && at_layers.is_none_or(|n| n == n_layer));
+    let windowed = keys.windowed_layers(PATTERN, period, n_layer)?;
+    Ok((window, if window.is_some() { windowed } else { nowhere }))
 }

@@ -1,5 +1,6 @@
 //! The weights of a model by name and shape: views into the file, in the type a device will hold.
 
+use super::lora::{Lora, LowRank};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo, WeightType};
 use half::f16;
@@ -10,6 +11,13 @@ use std::sync::Arc;
 
 /// Read into the rope tables, not kept as a weight.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// The embedding of positions.
+pub(super) const POSITIONS: &str = "position_embd.weight";
+
+/// Likewise, of short contexts and of long ones.
+pub(super) const LONG_ROPE_DIVISORS: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// A weight of a model, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,9 +52,16 @@ pub(crate) struct Weight {
     tensor: usize,
     /// Elements of the tensor before this weight's first.
     first_element: usize,
+    /// What adapters add to it.
+    added: Vec<Arc<LowRank>>,
 }
 
 impl Weight {
+    /// Whether the file has the very bytes that the device is to hold.
+    pub(crate) fn is_as_in_file(&self) -> bool {
+        self.ty == self.file_type && self.added.is_empty()
+    }
+
     /// Bytes of the whole weight in the type of the device.
     pub(crate) fn stored_bytes(&self) -> u64 {
         (self.ty.row_bytes(self.n_cols) * self.n_rows) as u64
@@ -95,20 +110,29 @@ impl Weights {
     /// Some rows in the type of the device.
     pub(crate) fn stored_rows(&self, id: WeightId, rows: Range<usize>) -> Cow<'_, [u8]> {
         let weight = self.get(id);
-        let bytes = self.file_rows(id, rows.clone());
-        if weight.ty == weight.file_type {
-            return Cow::Borrowed(bytes);
+        if weight.is_as_in_file() {
+            return Cow::Borrowed(self.file_rows(id, rows));
         }
         let mut values = vec![0.0; rows.len() * weight.n_cols];
-        weight.file_type.decode(bytes, &mut values);
+        self.merged_rows(id, rows, &mut values);
         Cow::Owned(weight.ty.encode(&values))
+    }
+
+    /// The values of some rows, with what adapters add to them, before they are rounded.
+    fn merged_rows(&self, id: WeightId, rows: Range<usize>, out: &mut [f32]) {
+        let weight = self.get(id);
+        let first_row = weight.first_element / weight.n_cols + rows.start;
+        weight.file_type.decode(self.file_rows(id, rows), out);
+        for added in &weight.added {
+            added.add_to(first_row, out);
+        }
     }
 
     /// The values of some rows as the device holds them: `[rows.len(), n_cols] f32` into `out`.
     pub(crate) fn decode_rows(&self, id: WeightId, rows: Range<usize>, out: &mut [f32]) {
         let weight = self.get(id);
-        weight.file_type.decode(self.file_rows(id, rows), out);
-        if weight.ty == WeightType::F16 && weight.file_type != WeightType::F16 {
+        self.merged_rows(id, rows, out);
+        if weight.ty == WeightType::F16 && !weight.is_as_in_file() {
             out.iter_mut()
                 .for_each(|value| *value = f16::from_f32(*value).to_f32());
         }
@@ -132,17 +156,22 @@ impl Weights {
 pub(super) struct WeightFinder {
     gguf: Arc<Gguf>,
     storage: WeightStorage,
+    loras: Vec<Lora>,
     entries: Vec<Weight>,
     used: BTreeSet<usize>,
+    /// Tensors that are matrices.
+    matrices: BTreeSet<String>,
 }
 
 impl WeightFinder {
-    pub(super) fn new(gguf: Arc<Gguf>, storage: WeightStorage) -> Self {
+    pub(super) fn new(gguf: Arc<Gguf>, storage: WeightStorage, loras: Vec<Lora>) -> Self {
         WeightFinder {
             gguf,
             storage,
+            loras,
             entries: Vec::new(),
             used: BTreeSet::new(),
+            matrices: BTreeSet::new(),
         }
     }
 
@@ -153,6 +182,21 @@ impl WeightFinder {
     /// The vector `name`, `[n]`.
     pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId> {
         self.part(name, &[n], 0..1)
+    }
+
+    /// The matrix `name`, `[n_rows, n_cols]`, as a vector of all its rows.
+    pub(super) fn flat(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, &[n_rows, n_cols])?;
+        Ok(self.push(Weight {
+            name: name.to_owned(),
+            n_rows: 1,
+            n_cols: n_rows * n_cols,
+            file_type,
+            ty: WeightType::F32,
+            tensor,
+            first_element: 0,
+            added: Vec::new(),
+        }))
     }
 
     /// The matrix `name`, `[n_rows, n_cols]`.
@@ -171,8 +215,16 @@ impl WeightFinder {
         let (tensor, file_type) = self.tensor(name, shape)?;
         let n_cols = shape[shape.len() - 1];
         let is_matrix = shape.len() > 1;
+        let mut added = Vec::new();
+        if is_matrix {
+            self.matrices.insert(name.to_owned());
+            for lora in &self.loras {
+                added.extend(lora.product(name, shape)?);
+            }
+        }
         let ty = match self.storage {
             _ if !is_matrix => WeightType::F32,
+            WeightStorage::Native if !added.is_empty() => merged_type(file_type),
             WeightStorage::Native => file_type,
             WeightStorage::F16 => WeightType::F16,
             WeightStorage::F32 => WeightType::F32,
@@ -191,6 +243,7 @@ impl WeightFinder {
             ty,
             tensor,
             first_element: rows.start * n_cols,
+            added,
         }))
     }
 
@@ -217,6 +270,7 @@ impl WeightFinder {
             ty: WeightType::F32,
             tensor,
             first_element: elements.start,
+            added: Vec::new(),
         }))
     }
 
@@ -235,7 +289,7 @@ impl WeightFinder {
             return Err(Error::InvalidModel { message });
         }
         self.used.insert(index);
-        Ok((index, WeightType::try_from(tensor.ty)?))
+        Ok((index, tensor.weight_type()?))
     }
 
     fn push(&mut self, weight: Weight) -> WeightId {
@@ -262,9 +316,22 @@ impl WeightFinder {
             );
             return Err(Error::InvalidModel { message });
         }
+        for lora in &self.loras {
+            lora.check_used(|name| self.matrices.contains(name))?;
+        }
         Ok(Weights {
             gguf: self.gguf,
             entries: self.entries,
         })
+    }
+}
+
+/// The type of a matrix that something was added to. Quantised again, it would lose what is smaller than its steps,
+/// and that is much of what adapters add: 16-bit floats keep it, in half the bytes of 32-bit ones. These stand where
+/// the file has a range that 16-bit floats do not.
+fn merged_type(file_type: WeightType) -> WeightType {
+    match file_type {
+        WeightType::F32 | WeightType::BF16 => WeightType::F32,
+        _ => WeightType::F16,
     }
 }

@@ -1,7 +1,8 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
 use super::{
-    Activation, Buffer, BufferId, Extent, Op, Plan, RopeTable, RopeTableId, Step, check::check,
+    Activation, Buffer, BufferId, EmbedIndex, Extent, Function, Op, Plan, RopeTable, RopeTableId,
+    Step, check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -24,6 +25,8 @@ pub(crate) struct AttentionParams {
     pub(crate) n_head: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) alibi: bool,
 }
 
 impl<'a> PlanBuilder<'a> {
@@ -81,9 +84,23 @@ impl<'a> PlanBuilder<'a> {
         });
     }
 
-    pub(crate) fn embed(&mut self, name: &str, weight: WeightId, scale: f32) -> BufferId {
+    pub(crate) fn embed(
+        &mut self,
+        name: &str,
+        weight: WeightId,
+        index: EmbedIndex,
+        scale: f32,
+    ) -> BufferId {
         let dst = self.buffer(name, self.weights.get(weight).n_cols, Extent::Tokens);
-        self.push(name, Op::Embed { weight, scale, dst });
+        self.push(
+            name,
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                dst,
+            },
+        );
         dst
     }
 
@@ -100,6 +117,29 @@ impl<'a> PlanBuilder<'a> {
             Op::RmsNorm {
                 src,
                 weight,
+                eps,
+                dst,
+            },
+        );
+        dst
+    }
+
+    pub(crate) fn layer_norm(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        (weight, bias): (WeightId, Option<WeightId>),
+        group: usize,
+        eps: f32,
+    ) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(
+            name,
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
                 eps,
                 dst,
             },
@@ -164,6 +204,8 @@ impl<'a> PlanBuilder<'a> {
             n_head,
             scale,
             window,
+            soft_cap,
+            alibi,
         } = params;
         self.push(
             name,
@@ -173,6 +215,8 @@ impl<'a> PlanBuilder<'a> {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 dst,
             },
         );
@@ -196,6 +240,12 @@ impl<'a> PlanBuilder<'a> {
                 dst,
             },
         );
+        dst
+    }
+
+    pub(crate) fn map(&mut self, name: &str, src: BufferId, function: Function) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(name, Op::Map { src, function, dst });
         dst
     }
 

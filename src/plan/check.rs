@@ -93,6 +93,20 @@ fn mismatch(
             .or_else(|| unequal("rows of the norm", weights.get(weight).n_rows, 1))
             .or_else(|| unequal("partial group", width(src) % columns(weight), 0))
             .or_else(|| same_rows(src, dst)),
+        Op::LayerNorm {
+            src,
+            weight,
+            bias,
+            group,
+            dst,
+            ..
+        } => unequal("width", width(dst), width(src))
+            .or_else(|| (group == 0).then(|| "has empty groups".to_owned()))
+            .or_else(|| unequal("rows of the norm", weights.get(weight).n_rows, 1))
+            .or_else(|| unequal("partial group", columns(weight) % group, 0))
+            .or_else(|| unequal("partial turn of weights", width(src) % columns(weight), 0))
+            .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), columns(weight))))
+            .or_else(|| same_rows(src, dst)),
         Op::MatMul {
             src,
             weight,
@@ -148,6 +162,9 @@ fn mismatch(
             .or_else(|| unequal("width", width(dst), width(a)))
             .or_else(|| same_rows(a, b))
             .or_else(|| same_rows(a, dst)),
+        Op::Map { src, dst, .. } => {
+            unequal("width", width(dst), width(src)).or_else(|| same_rows(src, dst))
+        }
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
             .or_else(|| of_tokens(src))
             .or_else(|| {

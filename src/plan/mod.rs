@@ -11,6 +11,7 @@ mod tests;
 pub(crate) use builder::{AttentionParams, PlanBuilder};
 
 use crate::model::{WeightId, Weights};
+use std::borrow::Cow;
 
 /// A buffer of a [`Plan`], by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +59,23 @@ pub struct RopeTable {
     pub inverse_frequency: Vec<f64>,
     /// Multiplies sine and cosine (the magnitude of YaRN).
     pub magnitude: f64,
+    /// Multiplies them by the position.
+    pub temperature: Option<QueryTemperature>,
+}
+
+/// A factor that grows with the position: `1 + scale * ln(1 + floor(position / tokens))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryTemperature {
+    /// Of the logarithm.
+    pub scale: f64,
+    /// Positions that share a factor.
+    pub tokens: usize,
+}
+
+impl QueryTemperature {
+    fn factor(self, position: usize) -> f64 {
+        1.0 + self.scale * (1.0 + (position / self.tokens.max(1)) as f64).ln()
+    }
 }
 
 impl RopeTable {
@@ -68,29 +86,55 @@ impl RopeTable {
 
     /// Cosine and sine of every pair at `position`: `[n_dims / 2, 2] f32`.
     pub fn row(&self, position: usize) -> impl Iterator<Item = [f32; 2]> + '_ {
+        let temperature = self.temperature.map_or(1.0, |t| t.factor(position));
+        let magnitude = self.magnitude * temperature;
         self.inverse_frequency.iter().map(move |&frequency| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
-            [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
+            [(cos * magnitude) as f32, (sin * magnitude) as f32]
         })
     }
 }
 
-/// The non-linearity on the gate of a feed-forward block.
+/// The non-linearity of a feed-forward block: on its gate, where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
     /// GELU in its tanh form (arXiv:1606.08415, section 2).
     GeluTanh,
+    /// `max(x, 0)^2` (arXiv:2109.08668, section 3.1).
+    ReluSquared,
+}
+
+/// What names a row of an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbedIndex {
+    /// The token.
+    Token,
+    /// The position.
+    Position,
+}
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    /// `x * factor`.
+    Scale(f32),
+    /// `cap * tanh(x / cap)` (arXiv:2408.00118, section 2).
+    SoftCap(f32),
+    /// A non-linearity.
+    Activation(Activation),
 }
 
 /// What a step computes. Closed on purpose: every executor matches it without a wildcard.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `dst[row] = weight[token[row]] * scale`.
+    /// `dst[row] = weight[index(row)] * scale`.
     Embed {
-        /// `[vocab_size, hidden_size]`.
+        /// `[n_indices, hidden_size]`.
         weight: WeightId,
+        /// What a row looks up.
+        index: EmbedIndex,
         /// Factor on the embedding.
         scale: f32,
         /// `[n_rows, hidden_size]`.
@@ -104,6 +148,22 @@ pub enum Op {
         /// `[group]`; a row has one group (a layer's norm) or several (a norm of each head).
         weight: WeightId,
         /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst = (src - mean) / sqrt(variance + eps) * weight (+ bias)` over each group of `group` elements
+    /// (arXiv:1607.06450, equation 4).
+    LayerNorm {
+        /// `[n_rows, n_groups * group]`.
+        src: BufferId,
+        /// `[group]`, or several of them, which the groups of a row take in turn.
+        weight: WeightId,
+        /// As `weight`.
+        bias: Option<WeightId>,
+        /// Elements that are normalised together.
+        group: usize,
+        /// Added to the variance.
         eps: f32,
         /// As `src`.
         dst: BufferId,
@@ -156,6 +216,10 @@ pub enum Op {
         scale: f32,
         /// Key `j` is visible to query `i` where `0 <= i - j < window`.
         window: Option<usize>,
+        /// The cap on scaled dot products (arXiv:2408.00118, section 2).
+        soft_cap: Option<f32>,
+        /// Whether distance lowers scores, by a slope of each head (ALiBi, arXiv:2108.12409).
+        alibi: bool,
         /// `[n_rows, n_head * head_dim]`.
         dst: BufferId,
     },
@@ -168,6 +232,15 @@ pub enum Op {
         /// On the gate.
         activation: Activation,
         /// `[n_rows, intermediate_size]`.
+        dst: BufferId,
+    },
+    /// `dst = function(src)`, of each element for itself.
+    Map {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// Of an element.
+        function: Function,
+        /// `[n_rows, width]`.
         dst: BufferId,
     },
     /// `dst = a + b`.
@@ -194,10 +267,12 @@ impl Op {
         match *self {
             Op::Embed { dst, .. }
             | Op::RmsNorm { dst, .. }
+            | Op::LayerNorm { dst, .. }
             | Op::MatMul { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
+            | Op::Map { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -209,6 +284,8 @@ impl Op {
         match *self {
             Op::Embed { .. } => vec![],
             Op::RmsNorm { src, .. }
+            | Op::LayerNorm { src, .. }
+            | Op::Map { src, .. }
             | Op::MatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
@@ -337,6 +414,17 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    /// What each row looks up in an embedding.
+    pub(crate) fn indices(&self, index: EmbedIndex) -> Cow<'_, [u32]> {
+        match index {
+            EmbedIndex::Token => Cow::Borrowed(self.tokens),
+            EmbedIndex::Position => {
+                let positions = self.position..self.position + self.n_rows();
+                positions.map(|position| position as u32).collect()
+            }
+        }
+    }
+
     /// Rows of token-wide buffers.
     pub fn n_rows(&self) -> usize {
         self.tokens.len()

@@ -2,7 +2,10 @@
 
 use super::Extent::{Outputs, Tokens};
 use super::check::check;
-use super::{Activation, Buffer, BufferId, Extent, Op, Plan, RopeTableId, Step, layer_and_name};
+use super::{
+    Activation, Buffer, BufferId, EmbedIndex, Extent, Function, Op, Plan, RopeTableId, Step,
+    layer_and_name,
+};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvLayer;
 use crate::model::{DecoderModel, WeightId, WeightStorage, decoder_plan};
@@ -141,6 +144,7 @@ fn embedding_is_refused_in_other_widths_and_rows() {
     let embed = |width, extent| {
         move |case: &mut Case| Op::Embed {
             weight: case.weight("attn_q"),
+            index: EmbedIndex::Token,
             scale: 1.0,
             dst: case.new_buffer(width, extent),
         }
@@ -167,6 +171,53 @@ fn norm_is_refused_in_other_widths_and_rows() {
     let half = norm("blk.0.Kcur", weight, 32, Tokens);
     assert_refused(step, "partial group 32, expected 0", half);
     assert_refused(step, MIXED, norm(src, weight, 64, Outputs));
+}
+
+#[test]
+fn layer_norm_is_refused_in_other_widths_and_rows() {
+    let norm = |weight: &'static str, bias: &'static str, group, width, extent| {
+        move |case: &mut Case| Op::LayerNorm {
+            src: case.written_by("blk.0.ffn_inp"),
+            weight: case.weight(weight),
+            bias: Some(case.weight(bias)),
+            group,
+            eps: 1e-5,
+            dst: case.new_buffer(width, extent),
+        }
+    };
+    let (step, weight) = ("blk.0.ffn_norm", "ffn_norm");
+    let refused = |what, op| assert_refused(step, what, op);
+    refused(
+        "width 63, expected 64",
+        norm(weight, weight, 64, 63, Tokens),
+    );
+    refused("has empty groups", norm(weight, weight, 0, 64, Tokens));
+    refused(
+        "rows of the norm 64, expected 1",
+        norm("attn_q", weight, 64, 64, Tokens),
+    );
+    refused(
+        "partial group 16, expected 0",
+        norm(weight, weight, 48, 64, Tokens),
+    );
+    refused(
+        "bias 96, expected 64",
+        norm(weight, "ffn_down", 64, 64, Tokens),
+    );
+    refused(MIXED, norm(weight, weight, 64, 64, Outputs));
+}
+
+#[test]
+fn map_is_refused_in_other_widths_and_rows() {
+    let map = |width, extent| {
+        move |case: &mut Case| Op::Map {
+            src: case.written_by("blk.0.ffn_inp"),
+            function: Function::Scale(2.0),
+            dst: case.new_buffer(width, extent),
+        }
+    };
+    assert_refused("blk.0.ffn_norm", "width 63, expected 64", map(63, Tokens));
+    assert_refused("blk.0.ffn_norm", MIXED, map(64, Outputs));
 }
 
 #[test]
@@ -255,6 +306,8 @@ fn attention(
         n_head,
         scale: 0.25,
         window: None,
+        soft_cap: None,
+        alibi: false,
         dst: case.new_buffer(width, extent),
     }
 }
@@ -281,6 +334,8 @@ fn attention_is_refused_in_other_widths_and_rows() {
         n_head: 4,
         scale: 0.25,
         window: None,
+        soft_cap: None,
+        alibi: false,
         dst: case.new_buffer(64, Tokens),
     });
 }
@@ -304,6 +359,8 @@ fn attention_is_refused_where_its_heads_fall_into_no_groups() {
             n_head: 2,
             scale: 0.25,
             window: None,
+            soft_cap: None,
+            alibi: false,
             dst: case.new_buffer(32, Tokens),
         }
     });

@@ -35,7 +35,7 @@ impl StreamDecoder {
     pub fn push(&mut self, id: u32) -> Result<String> {
         let bytes = self.vocabulary.bytes(id)?;
         if self.vocabulary.is_special(id) {
-            self.starts_text = true;
+            self.starts_text |= !self.vocabulary.is_gap(id);
             return Ok(String::new());
         }
         let strips_space = self.starts_text && self.vocabulary.add_space_prefix();

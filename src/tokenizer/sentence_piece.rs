@@ -11,6 +11,9 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use super::vocabulary::{Kind, SPACE_MARK, Vocabulary, invalid_key};
 use crate::error::{Error, Result};
 
+/// Words of more bytes are not remembered while a text is encoded.
+const MAX_REMEMBERED_BYTES: usize = 64;
+
 /// The scored pieces of a `llama` vocabulary.
 pub(super) struct SentencePiece {
     pieces: HashMap<Box<str>, Piece>,
@@ -120,12 +123,22 @@ impl SentencePiece {
         }
         let mut symbols = Vec::new();
         let mut bigrams = BinaryHeap::new();
+        // Where in `ids` a word that has come before has its tokens.
+        let mut seen: HashMap<&str, (usize, usize)> = HashMap::new();
         let mut rest = marked.as_str();
         while !rest.is_empty() {
             let (word, after) = rest.split_at(self.word_length(rest));
+            rest = after;
+            if let Some(&(start, end)) = seen.get(word) {
+                ids.extend_from_within(start..end);
+                continue;
+            }
+            let start = ids.len();
             self.merge(word, &mut symbols, &mut bigrams);
             self.append(word, &symbols, ids)?;
-            rest = after;
+            if word.len() <= MAX_REMEMBERED_BYTES {
+                seen.insert(word, (start, ids.len()));
+            }
         }
         Ok(())
     }

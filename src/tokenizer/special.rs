@@ -57,6 +57,16 @@ impl Splitter {
 
     /// The fragments of a text in order; with `parse_special` control tokens count too.
     pub fn split<'t>(&self, text: &'t str, parse_special: bool) -> Vec<Fragment<'t>> {
+        self.split_unmarked(text, parse_special, None)
+    }
+
+    /// As [`Splitter::split`]; what stands behind `mark` is no token.
+    pub fn split_unmarked<'t>(
+        &self,
+        text: &'t str,
+        parse_special: bool,
+        mark: Option<char>,
+    ) -> Vec<Fragment<'t>> {
         let matcher = if parse_special {
             &self.all
         } else {
@@ -67,6 +77,9 @@ impl Splitter {
         for (found, token) in matcher.iter().flat_map(|matcher| matcher.find(text)) {
             // Whitespace that the token before has taken may itself be a token.
             if found.start < start {
+                continue;
+            }
+            if mark.is_some_and(|mark| text[..found.start].ends_with(mark)) {
                 continue;
             }
             if start < found.start {
@@ -82,6 +95,14 @@ impl Splitter {
             fragments.push(Fragment::Text(&text[start..]));
         }
         fragments
+    }
+
+    /// Where a text spells out special and user-defined tokens, and which.
+    pub fn find(&self, text: &str) -> impl Iterator<Item = (usize, u32)> {
+        let matcher = self.all.iter();
+        matcher
+            .flat_map(move |matcher| matcher.find(text))
+            .map(|(found, token)| (found.start, token.id))
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) enum PieceText {
         /// The encoder puts a space in front of a text.
         add_space_prefix: bool,
     },
+    /// As it is, with [`SPACE_MARK`] in front of each word, the first one too.
+    Words,
 }
 
 /// The values of `tokenizer.ggml.token_type`; source: `llama_token_type` in llama.cpp
@@ -85,8 +87,28 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    pub fn from_metadata(metadata: &Metadata, piece_text: PieceText) -> Result<Vocabulary> {
+    /// `by_default` are the ids of the unknown token, BOS and EOS where the file does not say them.
+    pub fn from_metadata(
+        metadata: &Metadata,
+        piece_text: PieceText,
+        by_default: [Option<u32>; 3],
+    ) -> Result<Vocabulary> {
         let tokens = metadata.require_strings("tokenizer.ggml.tokens")?.to_vec();
+        Vocabulary::of_tokens(metadata, tokens, piece_text, by_default)
+    }
+
+    /// `n_tokens` tokens that stand for no text, since the file does not say which.
+    pub fn without_text(metadata: &Metadata, n_tokens: usize) -> Result<Vocabulary> {
+        let tokens = vec![String::new(); n_tokens];
+        Vocabulary::of_tokens(metadata, tokens, PieceText::ByteLevel, [None; 3])
+    }
+
+    fn of_tokens(
+        metadata: &Metadata,
+        tokens: Vec<String>,
+        piece_text: PieceText,
+        by_default: [Option<u32>; 3],
+    ) -> Result<Vocabulary> {
         if u32::try_from(tokens.len()).is_err() {
             return Err(invalid_key(
                 "tokenizer.ggml.tokens",
@@ -97,19 +119,8 @@ impl Vocabulary {
             Some(types) => parse_kinds(&types, tokens.len())?,
             None => vec![Kind::Normal; tokens.len()],
         };
-        let id_of = |key: &str, default: Option<u32>| match metadata.u32(key)? {
-            Some(id) if (id as usize) < tokens.len() => Ok(Some(id)),
-            Some(id) => Err(invalid_key(
-                key,
-                format!("{id}, expected below {}", tokens.len()),
-            )),
-            None => Ok(default.filter(|&id| (id as usize) < tokens.len())),
-        };
-        // The ids that SentencePiece gives by default, which some files leave unsaid.
-        let [unknown, bos, eos] = match piece_text {
-            PieceText::SpaceMark { .. } => [Some(0), Some(1), Some(2)],
-            PieceText::ByteLevel => [None; 3],
-        };
+        let id_of = |key: &str, default| token_id(metadata, key, default, tokens.len());
+        let [unknown, bos, eos] = by_default;
         let unknown = id_of("tokenizer.ggml.unknown_token_id", unknown)?;
         let bos = id_of("tokenizer.ggml.bos_token_id", bos)?;
         let eos = id_of("tokenizer.ggml.eos_token_id", eos)?;
@@ -193,10 +204,21 @@ impl Vocabulary {
     }
 
     pub fn add_space_prefix(&self) -> bool {
-        self.piece_text
-            == PieceText::SpaceMark {
-                add_space_prefix: true,
-            }
+        match self.piece_text {
+            PieceText::ByteLevel => false,
+            PieceText::SpaceMark { add_space_prefix } => add_space_prefix,
+            PieceText::Words => true,
+        }
+    }
+
+    /// The token stands for text that the vocabulary lacks, in the midst of other text.
+    pub fn is_gap(&self, id: u32) -> bool {
+        self.piece_text == PieceText::Words && self.kinds.get(id as usize) == Some(&Kind::Unknown)
+    }
+
+    pub fn require_unknown(&self) -> Result<u32> {
+        self.unknown
+            .ok_or_else(|| invalid_key("tokenizer.ggml.unknown_token_id", "absent, but needed"))
     }
 
     /// The byte that a token of the kind [`Kind::Byte`] stands for.
@@ -225,7 +247,7 @@ impl Vocabulary {
             (Kind::Normal | Kind::Unused, PieceText::ByteLevel) => {
                 byte_level::bytes_of(token).map_or(token.as_bytes().into(), Cow::Owned)
             }
-            (Kind::Normal | Kind::Unused, PieceText::SpaceMark { .. }) => {
+            (Kind::Normal | Kind::Unused, PieceText::SpaceMark { .. } | PieceText::Words) => {
                 if token.contains(SPACE_MARK) {
                     token.replace(SPACE_MARK, " ").into_bytes().into()
                 } else {
@@ -233,6 +255,20 @@ impl Vocabulary {
                 }
             }
         })
+    }
+}
+
+/// The token that a key names; `default` where the key is absent and there is such a token.
+pub(super) fn token_id(
+    metadata: &Metadata,
+    key: &str,
+    default: Option<u32>,
+    n_tokens: usize,
+) -> Result<Option<u32>> {
+    match metadata.u32(key)? {
+        Some(id) if (id as usize) < n_tokens => Ok(Some(id)),
+        Some(id) => Err(invalid_key(key, format!("{id}, expected below {n_tokens}"))),
+        None => Ok(default.filter(|&id| (id as usize) < n_tokens)),
     }
 }
 

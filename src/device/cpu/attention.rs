@@ -2,6 +2,7 @@
 
 use super::cache::LayerCache;
 use super::simd::Simd;
+use crate::kernels::attention::alibi_slope;
 use crate::kv_cache::first_visible;
 use rayon::prelude::*;
 
@@ -13,6 +14,8 @@ pub(super) struct Attention {
     pub(super) n_head: usize,
     pub(super) scale: f32,
     pub(super) window: Option<usize>,
+    pub(super) soft_cap: Option<f32>,
+    pub(super) alibi: bool,
     /// Of the first row.
     pub(super) position: usize,
 }
@@ -50,6 +53,10 @@ fn one_head(
     let first = first_visible(last, attention.window);
     let (width, head_dim) = (cache.shape.width(), cache.shape.head_dim);
 
+    let slope = match attention.alibi {
+        true => alibi_slope(head, attention.n_head) as f32,
+        false => 0.0,
+    };
     let (mut highest, mut total) = (f32::NEG_INFINITY, 0.0);
     let mut weights = [0.0; BLOCK_KEYS];
     dst.fill(0.0);
@@ -59,9 +66,14 @@ fn one_head(
         let cells = start..start + (weights.len() - 1) * width + head_dim;
         simd.dots(cache.keys.rows(cells.clone(), width), q, weights);
 
-        let block_highest = weights
-            .iter()
-            .fold(f32::NEG_INFINITY, |most, &x| most.max(attention.scale * x));
+        for (key, weight) in (block..).zip(weights.iter_mut()) {
+            *weight *= attention.scale;
+            if let Some(cap) = attention.soft_cap {
+                *weight = cap * (*weight / cap).tanh();
+            }
+            *weight -= slope * (last - key) as f32;
+        }
+        let block_highest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if block_highest > highest {
             let shrink = (highest - block_highest).exp();
             total *= shrink;
@@ -69,7 +81,7 @@ fn one_head(
             highest = block_highest;
         }
         for weight in weights.iter_mut() {
-            *weight = (attention.scale * *weight - highest).exp();
+            *weight = (*weight - highest).exp();
             total += *weight;
         }
         simd.weighted_sum(cache.values.rows(cells, width), weights, dst);

@@ -1,7 +1,7 @@
 //! The small ops: norms, rotations, activations and sums.
 
 use super::simd::{RowCells, Rows, Simd};
-use crate::plan::{Activation, RopePairing, RopeTable};
+use crate::plan::{Activation, Function, RopePairing, RopeTable};
 use rayon::prelude::*;
 use std::f32::consts::PI;
 
@@ -40,6 +40,42 @@ pub(super) fn rms_norm(simd: Simd, src: &[f32], weight: &[f32], eps: f32, dst: &
             *dst = src * scale * weight;
         }
     });
+}
+
+/// `dst = (src - mean) / sqrt(variance + eps) * weight (+ bias)` over each group of `group` elements.
+pub(super) fn layer_norm(
+    group: usize,
+    src: &[f32],
+    (weight, bias): (&[f32], Option<&[f32]>),
+    eps: f32,
+    dst: &mut [f32],
+) {
+    for_rows(dst, group, |row, dst| {
+        let src = &src[row * group..][..group];
+        let n = group as f32;
+        let mean = sum(src, |x| x) / n;
+        let variance = sum(src, |x| (x - mean) * (x - mean)) / n;
+        let scale = 1.0 / (variance + eps).sqrt();
+        let first = row * group % weight.len();
+        let each = dst.iter_mut().zip(src).zip(&weight[first..]);
+        each.for_each(|((dst, src), weight)| *dst = (src - mean) * scale * weight);
+        if let Some(bias) = bias {
+            let each = dst.iter_mut().zip(&bias[first..]);
+            each.for_each(|(dst, bias)| *dst += bias);
+        }
+    });
+}
+
+/// The sum of `of` each element, in eight parts that the compiler adds side by side.
+fn sum(src: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let (eights, rest) = src.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for eight in eights {
+        for (sum, &x) in sums.iter_mut().zip(eight) {
+            *sum += of(x);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|&x| of(x)).sum::<f32>()
 }
 
 /// The angles of a batch: for each row the cosines of all pairs, then their sines.
@@ -108,13 +144,41 @@ pub(super) fn gated_activation(
         let each = dst.iter_mut().zip(gate).zip(up);
         match activation {
             Activation::Silu => each.for_each(|((dst, &x), up)| *dst = x * sigmoid(x) * up),
-            // 1 + tanh(u) = 2 * sigmoid(2 * u)
-            Activation::GeluTanh => each.for_each(|((dst, &x), up)| {
-                let u = (2.0 / PI).sqrt() * (x + 0.044715 * x * x * x);
-                *dst = x * sigmoid(2.0 * u) * up;
-            }),
+            Activation::GeluTanh => each.for_each(|((dst, &x), up)| *dst = gelu_tanh(x) * up),
+            Activation::ReluSquared => each.for_each(|((dst, &x), up)| *dst = relu_squared(x) * up),
         }
     });
+}
+
+/// `dst = function(src)`, rows of `width`.
+pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]) {
+    for_rows(dst, width, |row, dst| {
+        let each = dst.iter_mut().zip(&src[row * width..][..width]);
+        match function {
+            Function::Scale(factor) => each.for_each(|(dst, x)| *dst = x * factor),
+            Function::SoftCap(cap) => each.for_each(|(dst, x)| *dst = cap * (x / cap).tanh()),
+            Function::Activation(Activation::Silu) => {
+                each.for_each(|(dst, &x)| *dst = x * sigmoid(x))
+            }
+            Function::Activation(Activation::GeluTanh) => {
+                each.for_each(|(dst, &x)| *dst = gelu_tanh(x))
+            }
+            Function::Activation(Activation::ReluSquared) => {
+                each.for_each(|(dst, &x)| *dst = relu_squared(x));
+            }
+        }
+    });
+}
+
+/// With `1 + tanh(u) = 2 * sigmoid(2 * u)`.
+fn gelu_tanh(x: f32) -> f32 {
+    let u = (2.0 / PI).sqrt() * (x + 0.044715 * x * x * x);
+    x * sigmoid(2.0 * u)
+}
+
+fn relu_squared(x: f32) -> f32 {
+    let positive = x.max(0.0);
+    positive * positive
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -95,16 +95,38 @@ impl CpuExecutor {
         let simd = *simd;
         let buffer = |id: BufferId| self.buffer(id, batch);
         match *op {
-            Op::Embed { weight, scale, .. } => elementwise::for_rows(out, width, |row, out| {
-                let token = batch.tokens[row] as usize;
+            Op::Embed {
+                weight,
+                index,
+                scale,
+                ..
+            } => {
+                let indices = batch.indices(index);
                 let ty = weights.get(weight).ty;
-                simd.decode(ty, &weights.rows(weight, token..token + 1), out);
-                out.iter_mut().for_each(|value| *value *= scale);
-            }),
+                elementwise::for_rows(out, width, |row, out| {
+                    let index = indices[row] as usize;
+                    simd.decode(ty, &weights.rows(weight, index..index + 1), out);
+                    out.iter_mut().for_each(|value| *value *= scale);
+                });
+            }
             Op::RmsNorm {
                 src, weight, eps, ..
             } => {
                 elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
+            }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                ..
+            } => {
+                let affine = (
+                    weights.vector(weight),
+                    bias.map(|bias| weights.vector(bias)),
+                );
+                elementwise::layer_norm(group, buffer(src), affine, eps, out);
             }
             Op::MatMul {
                 src,
@@ -135,12 +157,16 @@ impl CpuExecutor {
                 n_head,
                 scale,
                 window,
+                soft_cap,
+                alibi,
                 ..
             } => {
                 let shape = Attention {
                     n_head,
                     scale,
                     window,
+                    soft_cap,
+                    alibi,
                     position: batch.position,
                 };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
@@ -152,6 +178,9 @@ impl CpuExecutor {
                 ..
             } => {
                 elementwise::gated_activation(activation, width, buffer(gate), buffer(up), out);
+            }
+            Op::Map { src, function, .. } => {
+                elementwise::map(function, width, buffer(src), out);
             }
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {

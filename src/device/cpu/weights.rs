@@ -23,14 +23,14 @@ pub(super) struct CpuWeights {
 
 /// What is held of a weight besides the file.
 struct Entry {
-    /// All rows, where their type is not the file's.
+    /// All rows, where they are not as in the file.
     converted: Option<Vec<u8>>,
     /// The values of a vector; empty for a matrix.
     vector: Vec<f32>,
 }
 
 fn is_converted(weight: &Weight) -> bool {
-    weight.n_rows > 1 && weight.ty != weight.file_type
+    weight.n_rows > 1 && !weight.is_as_in_file()
 }
 
 impl CpuWeights {

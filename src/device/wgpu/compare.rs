@@ -104,18 +104,18 @@ struct Part<'a> {
 
 /// Runs of rows of a weight in parts, in order.
 fn parts<'a>(shards: &'a [WeightShard], runs: &[Range<usize>], part_bytes: usize) -> Vec<Part<'a>> {
-    const STEP: usize = Shard::ROW_STEP;
     let mut parts = Vec::new();
     for place in shards {
         let shard = &place.shard;
-        let step_bytes = shard.part_words(STEP) * 4;
-        let part_rows = (part_bytes / step_bytes).max(1) * STEP;
+        let step = shard.row_step();
+        let step_bytes = shard.part_words(step) * 4;
+        let part_rows = (part_bytes / step_bytes).max(1) * step;
         let mut next = 0;
         for run in runs {
             // In the shard, and without the half of a pair of rows that share a word.
-            let start = run.start.saturating_sub(shard.first_row) / STEP * STEP;
+            let start = run.start.saturating_sub(shard.first_row) / step * step;
             let end = run.end.saturating_sub(shard.first_row);
-            let end = end.next_multiple_of(STEP).min(shard.n_rows);
+            let end = end.next_multiple_of(step).min(shard.n_rows);
             parts.extend((start.max(next)..end).step_by(part_rows).map(|start| Part {
                 place,
                 rows: start..end.min(start + part_rows),

@@ -104,7 +104,7 @@ fn parts<'a>(
             let Shard { n_rows, n_cols, .. } = shard.shard;
             let part_rows = (part_bytes / weight.ty.row_bytes(n_cols))
                 .max(1)
-                .next_multiple_of(Shard::ROW_STEP);
+                .next_multiple_of(shard.shard.row_step());
             parts.extend((0..n_rows).step_by(part_rows).map(|start| Part {
                 id,
                 shard,

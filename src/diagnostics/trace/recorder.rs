@@ -226,6 +226,8 @@ fn attends<'a>(
         n_head,
         scale,
         window,
+        soft_cap,
+        alibi,
         ..
     } = *op
     else {
@@ -239,6 +241,8 @@ fn attends<'a>(
         position: batch.position,
         scale,
         window,
+        soft_cap,
+        alibi,
     };
     Some((shape, queries.get(&q)?, keys.get(&layer)?))
 }

@@ -11,7 +11,11 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         Op::Add { .. } | Op::SelectOutputs { .. } | Op::StoreKv { .. } => 0.0,
         // Decoding a block may fuse its multiplication and addition.
         Op::Embed { .. } => 2e-6,
-        Op::RmsNorm { .. } | Op::Rope { .. } | Op::GatedActivation { .. } => 2e-5,
+        Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::Rope { .. }
+        | Op::GatedActivation { .. }
+        | Op::Map { .. } => 2e-5,
         // Seen: 7e-3 on lavapipe, of SmolLM2 and Gemma 3.
         Op::MatMul { .. } if is_f16 => 3e-2,
         // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.

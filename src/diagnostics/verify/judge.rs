@@ -117,7 +117,11 @@ impl Judge {
             Op::MatMul { weight, dst, .. } => {
                 rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
             }
-            Op::Attention { .. } => rounding.is_f16_attention(batch.n_rows()),
+            Op::Attention {
+                soft_cap: None,
+                alibi: false,
+                ..
+            } => rounding.is_f16_attention(batch.n_rows()),
             _ => false,
         };
         tolerance(op, is_f16)

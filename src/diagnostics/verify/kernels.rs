@@ -9,7 +9,7 @@ use super::judge::{Agreed, Judge, Verified};
 use crate::device::{Executor, Observation};
 use crate::error::Result;
 use crate::kernels;
-use crate::plan::{Batch, BufferId, Op, Outputs};
+use crate::plan::{Batch, BufferId, EmbedIndex, Op, Outputs};
 use crate::sampler::random::SplitMix64;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -121,8 +121,15 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
         format!("{:?} {}x{}", weight.ty, weight.n_rows, weight.n_cols)
     };
     let of_op = |op: &Op| match *op {
-        Op::Embed { weight, .. } => of_weight(weight),
+        Op::Embed { weight, index, .. } => format!("{} {index:?}", of_weight(weight)),
         Op::RmsNorm { weight, eps, .. } => format!("{} {eps}", of_weight(weight)),
+        Op::LayerNorm {
+            weight,
+            bias,
+            group,
+            eps,
+            ..
+        } => format!("{} {} {group} {eps}", of_weight(weight), bias.is_some()),
         Op::MatMul { weight, bias, .. } => {
             format!("{} {}", of_weight(weight), bias.is_some())
         }
@@ -135,9 +142,15 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             n_head,
             scale,
             window,
+            soft_cap,
+            alibi,
             ..
-        } => format!("{:?} {n_head} {scale} {window:?}", kv.layers[layer]),
+        } => format!(
+            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi}",
+            kv.layers[layer]
+        ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
+        Op::Map { function, .. } => format!("{function:?}"),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();
@@ -170,7 +183,13 @@ impl Prober<'_> {
         let minds_positions = ops().any(|op| {
             matches!(
                 op,
-                Op::Rope { .. } | Op::StoreKv { .. } | Op::Attention { .. }
+                Op::Rope { .. }
+                    | Op::StoreKv { .. }
+                    | Op::Attention { .. }
+                    | Op::Embed {
+                        index: EmbedIndex::Position,
+                        ..
+                    }
             )
         });
         let positions = match minds_positions {

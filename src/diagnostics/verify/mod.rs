@@ -130,9 +130,11 @@ pub(super) fn prompt_tokens(
     options: &VerifyOptions,
     more: usize,
 ) -> Result<Vec<u32>> {
-    let prompt = engine
-        .tokenizer()
-        .encode_prompt(&options.prompt, &[], true)?;
+    let prompt = match engine.tokenizer() {
+        // Without text any tokens will do, if they are not all alike.
+        tokenizer if tokenizer.is_absent() => (0..tokenizer.vocab_size() as u32).collect(),
+        tokenizer => tokenizer.encode_prompt(&options.prompt, &[], true)?,
+    };
     let room = engine.context_length().saturating_sub(more);
     let n_prompt = options.prompt_tokens.min(engine.plan().max_rows).min(room);
     let tokens: Vec<u32> = prompt

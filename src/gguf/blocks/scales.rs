@@ -3,7 +3,10 @@
 //! The integers of a block can be anything, but a sound file has no scale that is not finite, or far
 //! beyond those of all other blocks.
 
-use super::{floats, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{
+    floats, iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, iq4_xs, mxfp4, q2_k,
+    q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0, tq1_0, tq2_0,
+};
 use crate::gguf::WeightType;
 use bytemuck::Pod;
 
@@ -23,6 +26,20 @@ impl WeightType {
             WeightType::Q4_K => &q4_k::SCALES,
             WeightType::Q5_K => &q5_k::SCALES,
             WeightType::Q6_K => &q6_k::SCALES,
+            WeightType::Q2_K => &q2_k::SCALES,
+            WeightType::Q3_K => &q3_k::SCALES,
+            WeightType::IQ4_NL => &iq4_nl::SCALES,
+            WeightType::IQ4_XS => &iq4_xs::SCALES,
+            WeightType::MXFP4 => &mxfp4::SCALES,
+            WeightType::TQ1_0 => &tq1_0::SCALES,
+            WeightType::TQ2_0 => &tq2_0::SCALES,
+            WeightType::IQ3_XXS => &iq3_xxs::SCALES,
+            WeightType::IQ3_S => &iq3_s::SCALES,
+            WeightType::IQ2_XXS => &iq2_xxs::SCALES,
+            WeightType::IQ2_XS => &iq2_xs::SCALES,
+            WeightType::IQ2_S => &iq2_s::SCALES,
+            WeightType::IQ1_S => &iq1_s::SCALES,
+            WeightType::IQ1_M => &iq1_m::SCALES,
         }
     }
 
@@ -42,6 +59,20 @@ impl WeightType {
             WeightType::Q4_K => visit_blocks(row, together, q4_k::scales, visit),
             WeightType::Q5_K => visit_blocks(row, together, q5_k::scales, visit),
             WeightType::Q6_K => visit_blocks(row, together, q6_k::scales, visit),
+            WeightType::Q2_K => visit_blocks(row, together, q2_k::scales, visit),
+            WeightType::Q3_K => visit_blocks(row, together, q3_k::scales, visit),
+            WeightType::IQ4_NL => visit_blocks(row, together, iq4_nl::scales, visit),
+            WeightType::IQ4_XS => visit_blocks(row, together, iq4_xs::scales, visit),
+            WeightType::MXFP4 => visit_blocks(row, together, mxfp4::scales, visit),
+            WeightType::TQ1_0 => visit_blocks(row, together, tq1_0::scales, visit),
+            WeightType::TQ2_0 => visit_blocks(row, together, tq2_0::scales, visit),
+            WeightType::IQ3_XXS => visit_blocks(row, together, iq3_xxs::scales, visit),
+            WeightType::IQ3_S => visit_blocks(row, together, iq3_s::scales, visit),
+            WeightType::IQ2_XXS => visit_blocks(row, together, iq2_xxs::scales, visit),
+            WeightType::IQ2_XS => visit_blocks(row, together, iq2_xs::scales, visit),
+            WeightType::IQ2_S => visit_blocks(row, together, iq2_s::scales, visit),
+            WeightType::IQ1_S => visit_blocks(row, together, iq1_s::scales, visit),
+            WeightType::IQ1_M => visit_blocks(row, together, iq1_m::scales, visit),
         }
     }
 }

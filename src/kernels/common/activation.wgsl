@@ -1,8 +1,9 @@
-// The non-linearity of a gated feed-forward block, by the number that the parameters give. SiLU is
+// The non-linearity of a feed-forward block, by the number that the parameters give. SiLU is
 // x * sigmoid(x) (arXiv:1702.03118); GELU in its tanh form (arXiv:1606.08415, section 2), written with
 // 0.5 * (1 + tanh(u)) = sigmoid(2u), since tanh of a large number is NaN on some devices.
 
 const SILU: u32 = 0u;
+const RELU_SQUARED: u32 = 2u;
 
 // exp stays finite; sigmoid(-80) is 2e-35.
 fn sigmoid(x: vec4<f32>) -> vec4<f32> {
@@ -18,6 +19,10 @@ fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
 fn activate(activation: u32, x: vec4<f32>) -> vec4<f32> {
     if activation == SILU {
         return x * sigmoid(x);
+    }
+    if activation == RELU_SQUARED {
+        let positive = max(x, vec4(0.0)); // arXiv:2109.08668, section 3.1
+        return positive * positive;
     }
     return gelu_tanh(x);
 }

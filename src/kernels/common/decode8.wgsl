@@ -3,10 +3,8 @@
 fn decode8(header: Header, quarter: u32) -> Eight {
     let q = packed8(header, quarter);
     let scale = select(header.scale.x, header.scale.y, quarter >= 2u);
-    return Eight(
-        floats(q.x) * scale + header.offset,
-        floats(q.y) * scale + header.offset,
-    );
+    let offset = offset_of(header, quarter);
+    return Eight(floats(q.x) * scale + offset, floats(q.y) * scale + offset);
 }
 
 // Four signed bytes as floats. Conversions of integers are slow on many GPUs; as a 16-bit float

@@ -3,7 +3,7 @@ fn decode8_f16(header: Header, quarter: u32) -> EightHalves {
     let q = packed8(header, quarter);
     let scale = select(header.scale.x, header.scale.y, quarter >= 2u);
     // What one 16-bit float cannot hold of them, a second one does: weights near zero stay precise.
-    let terms = vec2(scale, header.offset);
+    let terms = vec2(scale, offset_of(header, quarter));
     let large = vec2<f16>(terms);
     let small = vec2<f16>(terms - vec2<f32>(large));
     return EightHalves(weights4(q.x, large, small), weights4(q.y, large, small));

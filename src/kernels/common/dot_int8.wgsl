@@ -19,7 +19,7 @@ fn dot_unit(weight: Header, of_src: Activations) -> f32 {
     let low = dot8(packed8(weight, 0u), of_src.low.xy) + dot8(packed8(weight, 1u), of_src.low.zw);
     let high = dot8(packed8(weight, 2u), of_src.high.xy) + dot8(packed8(weight, 3u), of_src.high.zw);
     let sum = dot(weight.scale, vec2(f32(low), f32(high)));
-    return of_src.scales.x * sum + of_src.scales.y * weight.offset;
+    return of_src.scales.x * sum + offset_product(weight, of_src);
 }
 
 // The members of a team take two units each, a team's size apart, and then go on to the next ones. All loads

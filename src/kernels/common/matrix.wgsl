@@ -57,3 +57,9 @@ fn scale_and_min(plane: u32, unit: u32) -> vec2<f32> {
     let highs = (vec2(block.w, block.w >> 16u) >> vec2(2u * i)) & vec2(3u);
     return unpack2x16float(block.x) * vec2<f32>(lows | (highs << vec2(4u)));
 }
+
+// Eight weights of two bits, a byte each. Bits 2f and 2f + 1 of byte b of a word are its weight 4f + b.
+fn two_bits(unit: vec2<u32>, quarter: u32) -> vec2<u32> {
+    let bits = unit[quarter >> 1u] >> (4u * (quarter & 1u));
+    return vec2(bits, bits >> 2u) & vec2(0x03030303u);
+}

@@ -2,8 +2,10 @@
 //!
 //! A unit is 32 consecutive weights of a row; rows are padded with zeros to whole units, which only
 //! float types need. `blocks/TYPE.wgsl` states the planes of a type and decodes them, [`decoder`]
-//! is that text. Nothing is rounded, and nothing grows but for the padding of a plane to 16 bytes.
+//! is that text. Nothing is rounded, and nothing grows but for the padding of a plane to 16 bytes, and
+//! the codewords of the types that have them: up to 4 KiB behind the last plane.
 
+mod codebooks;
 mod pack;
 
 use super::ROW_ALIGNMENT;
@@ -18,6 +20,9 @@ const PLANE_BITS: usize = 128;
 
 /// What [`Matrix::team_size`] may be.
 pub(crate) const TEAM_SIZES: [u32; 4] = [8, 16, 32, 64];
+
+/// The place of a table of codewords among the planes.
+const TABLE: usize = 3;
 
 /// `Matrix` of `common/matrix.wgsl`.
 #[repr(C)]
@@ -45,7 +50,63 @@ pub(crate) fn decoder(ty: WeightType) -> &'static str {
         WeightType::Q4_K => include_str!("../blocks/q4_k.wgsl"),
         WeightType::Q5_K => include_str!("../blocks/q5_k.wgsl"),
         WeightType::Q6_K => include_str!("../blocks/q6_k.wgsl"),
+        WeightType::Q2_K => include_str!("../blocks/q2_k.wgsl"),
+        WeightType::Q3_K => include_str!("../blocks/q3_k.wgsl"),
+        WeightType::IQ4_NL => concat!(
+            include_str!("../blocks/iq4_values.wgsl"),
+            include_str!("../blocks/iq4_nl.wgsl")
+        ),
+        WeightType::IQ4_XS => concat!(
+            include_str!("../blocks/iq4_values.wgsl"),
+            include_str!("../blocks/iq4_xs.wgsl")
+        ),
+        WeightType::MXFP4 => include_str!("../blocks/mxfp4.wgsl"),
+        WeightType::TQ1_0 => include_str!("../blocks/tq1_0.wgsl"),
+        WeightType::TQ2_0 => include_str!("../blocks/tq2_0.wgsl"),
+        WeightType::IQ3_XXS => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../blocks/iq3_xxs.wgsl"),
+        ),
+        WeightType::IQ3_S => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../blocks/iq3_s.wgsl"),
+        ),
+        WeightType::IQ2_XXS => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../common/codebook_iq2.wgsl"),
+            include_str!("../blocks/iq2_xxs.wgsl"),
+        ),
+        WeightType::IQ2_XS => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../common/codebook_iq2.wgsl"),
+            include_str!("../blocks/iq2_xs.wgsl"),
+        ),
+        WeightType::IQ2_S => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../common/codebook_iq2.wgsl"),
+            include_str!("../blocks/iq2_s.wgsl"),
+        ),
+        WeightType::IQ1_S => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../common/codebook_iq1.wgsl"),
+            include_str!("../blocks/iq1_s.wgsl"),
+        ),
+        WeightType::IQ1_M => concat!(
+            include_str!("../common/codebook.wgsl"),
+            include_str!("../common/codebook_iq1.wgsl"),
+            include_str!("../blocks/iq1_m.wgsl"),
+        ),
     }
+}
+
+/// Whether the two halves of a unit have offsets of their own.
+pub(crate) fn has_two_offsets(ty: WeightType) -> bool {
+    ty == WeightType::Q2_K
+}
+
+/// Whether a type has codewords, whose table lies behind the planes.
+pub(crate) fn has_codebook(ty: WeightType) -> bool {
+    !codebooks::table(ty).is_empty()
 }
 
 /// Bits that a unit takes in each plane.
@@ -61,6 +122,20 @@ fn plane_bits(ty: WeightType) -> &'static [usize] {
         WeightType::Q4_K => &[128, 16],
         WeightType::Q5_K => &[128, 16, 32],
         WeightType::Q6_K => &[128, 64, 16, 2],
+        WeightType::Q2_K => &[64, 16, 4],
+        WeightType::Q3_K => &[64, 32, 12, 2],
+        WeightType::IQ4_NL => &[128, 16],
+        WeightType::IQ4_XS => &[128, 8],
+        WeightType::MXFP4 => &[128, 8],
+        WeightType::TQ1_0 => &[48, 4, 2],
+        WeightType::TQ2_0 => &[64, 2],
+        WeightType::IQ3_XXS => &[64, 32, 2],
+        WeightType::IQ3_S => &[64, 32, 14],
+        WeightType::IQ2_XXS => &[64, 2],
+        WeightType::IQ2_XS => &[64, 8, 2],
+        WeightType::IQ2_S => &[64, 16, 2],
+        WeightType::IQ1_S => &[32, 16, 2],
+        WeightType::IQ1_M => &[32, 16, 8],
     }
 }
 
@@ -75,8 +150,13 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since two rows may share a word.
-    pub(crate) const ROW_STEP: usize = 2;
+    /// Rows given to [`Shard::repack_rows`] start at a multiple of this, since as many may share a word.
+    pub(crate) fn row_step(&self) -> usize {
+        match self.ty {
+            WeightType::MXFP4 => 4,
+            _ => 2,
+        }
+    }
 
     /// The shards of a matrix of `n_rows` rows, in order, each of at most `max_bytes`; none where
     /// `max_bytes` does not hold one row.
@@ -111,7 +191,8 @@ impl Shard {
         plane_bits(self.ty)
             .iter()
             .map(|bits| plane_words(n_units, *bits))
-            .sum()
+            .sum::<usize>()
+            + codebooks::table(self.ty).len()
     }
 
     /// As many of its rows as a shard of their own.
@@ -124,7 +205,7 @@ impl Shard {
         self.part(n_rows).words()
     }
 
-    /// Word offset of each plane; zero where the type has no such plane.
+    /// Word offset of each plane, a table the last; zero where the type has no such plane.
     fn planes(&self) -> [usize; 4] {
         let n_units = self.n_rows * self.units_per_row();
         let mut planes = [0; 4];
@@ -132,6 +213,9 @@ impl Shard {
         for (plane, bits) in planes.iter_mut().zip(plane_bits(self.ty)) {
             *plane = next;
             next += plane_words(n_units, *bits);
+        }
+        if has_codebook(self.ty) {
+            planes[TABLE] = next;
         }
         planes
     }
@@ -151,7 +235,7 @@ impl Shard {
     /// its offset in the binding. Calls for disjoint rows write disjoint words, so that a loader may
     /// stream a shard through a small buffer, several parts at a time.
     ///
-    /// `rows` starts at a multiple of [`Shard::ROW_STEP`], and ends at one or with the shard. The words
+    /// `rows` starts at a multiple of [`Shard::row_step`], and ends at one or with the shard. The words
     /// are made in `scratch`, whatever it holds.
     pub(crate) fn repack_rows(
         &self,
@@ -160,8 +244,8 @@ impl Shard {
         scratch: &mut Vec<u32>,
         mut write: impl FnMut(usize, &[u32]),
     ) {
-        assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(Self::ROW_STEP));
-        assert!(rows.end == self.n_rows || rows.end.is_multiple_of(Self::ROW_STEP));
+        assert!(rows.end <= self.n_rows && rows.start.is_multiple_of(self.row_step()));
+        assert!(rows.end == self.n_rows || rows.end.is_multiple_of(self.row_step()));
         assert_eq!(
             file_bytes.len(),
             rows.len() * self.ty.row_bytes(self.n_cols)
@@ -172,27 +256,35 @@ impl Shard {
         scratch.resize(part.words(), 0);
         pack::pack(&part, file_bytes, scratch);
 
-        for (words, part_plane) in self.runs(rows).zip(part.planes()) {
-            write(words.start, &scratch[part_plane..][..words.len()]);
+        let starts = part.runs(0..part.n_rows).map(|words| words.start);
+        for (words, start) in self.runs(rows).zip(starts) {
+            write(words.start, &scratch[start..][..words.len()]);
         }
     }
 
     /// The words of the binding that hold some rows, which are as [`Shard::repack_rows`] wants them: a
-    /// run of words in each plane.
+    /// run of words in each plane. A table counts among those of the first row.
     pub(crate) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let units_before = rows.start * self.units_per_row();
         let n_units = rows.len() * self.units_per_row();
-        let planes = self.planes().into_iter().zip(plane_bits(self.ty));
-        planes.map(move |(plane, bits)| {
+        let planes = self.planes();
+        let runs = planes.into_iter().zip(plane_bits(self.ty));
+        let runs = runs.map(move |(plane, bits)| {
             let start = plane + units_before * bits / 32;
             start..start + (n_units * bits).div_ceil(32)
-        })
+        });
+        let table = planes[TABLE]..planes[TABLE] + codebooks::table(self.ty).len();
+        runs.chain((units_before == 0 && !table.is_empty()).then_some(table))
     }
 
-    /// The row of this shard that a bit of a word of the binding, in the given plane, belongs to.
+    /// The row of this shard that a bit of a word of the binding, in the given run of [`Shard::runs`],
+    /// belongs to.
     pub(crate) fn row_of(&self, plane: usize, word: usize, bit: usize) -> usize {
+        let Some(bits) = plane_bits(self.ty).get(plane) else {
+            return 0;
+        };
         let bit = (word - self.planes()[plane]) * 32 + bit;
-        bit / plane_bits(self.ty)[plane] / self.units_per_row()
+        bit / bits / self.units_per_row()
     }
 }
 
@@ -200,7 +292,8 @@ impl Shard {
 fn rows_per_shard(ty: WeightType, n_cols: usize, max_bytes: usize) -> usize {
     const TILE: usize = 64;
     // Word offsets are `u32`.
-    let max_bits = max_bytes.min(u32::MAX as usize) * 8;
+    let table_bytes = codebooks::table(ty).len() * 4;
+    let max_bits = max_bytes.min(u32::MAX as usize).saturating_sub(table_bytes) * 8;
     let planes = plane_bits(ty);
     let rounded_up = planes.iter().filter(|bits| *bits % PLANE_BITS != 0).count() * PLANE_BITS;
     let row_bits = n_cols.div_ceil(UNIT).max(1) * planes.iter().sum::<usize>();
@@ -271,13 +364,14 @@ pub(super) mod tests {
             let shard = Shard {
                 ty,
                 first_row: 5,
-                n_rows: 7,
+                n_rows: 13,
                 n_cols,
             };
-            let file = bytes(7 * ty.row_bytes(n_cols));
-            let whole = repacked(&shard, 8, &file);
-            assert_eq!(repacked(&shard, 2, &file), whole, "{ty:?}");
-            assert_eq!(repacked(&shard, 4, &file), whole, "{ty:?}");
+            let file = bytes(13 * ty.row_bytes(n_cols));
+            let whole = repacked(&shard, 16, &file);
+            let step = shard.row_step();
+            assert_eq!(repacked(&shard, step, &file), whole, "{ty:?}");
+            assert_eq!(repacked(&shard, 2 * step, &file), whole, "{ty:?}");
         }
     }
 
@@ -302,7 +396,9 @@ pub(super) mod tests {
     #[test]
     fn shards_cover_every_row_and_fit() {
         for ty in WeightType::ALL {
+            let table_bytes = codebooks::table(ty).len() * 4;
             for (n_rows, max_bytes) in [(1000, 100_000), (1000, 20_000), (3, 2048), (3, 1 << 30)] {
+                let max_bytes = max_bytes + table_bytes;
                 let shards = Shard::split(ty, n_rows, 256, max_bytes);
                 assert!(
                     shards.iter().all(|shard| shard.words() * 4 <= max_bytes),
@@ -315,7 +411,10 @@ pub(super) mod tests {
                 }
                 assert_eq!(next, n_rows, "{ty:?}");
             }
-            assert!(Shard::split(ty, 1, 256, 16).is_empty(), "{ty:?}");
+            assert!(
+                Shard::split(ty, 1, 256, 16 + table_bytes).is_empty(),
+                "{ty:?}"
+            );
         }
         let exact = Shard::split(WeightType::F32, 128, 256, 128 * 256 * 4);
         assert_eq!(exact.len(), 1);

@@ -3,7 +3,7 @@
 //! The blocks' layouts are ggml's: the `block_*` structs of `ggml-common.h`, read as the
 //! `dequantize_row_*` functions of `ggml-quants.c` do.
 
-use super::{Shard, UNIT};
+use super::{Shard, UNIT, codebooks};
 use crate::gguf::WeightType;
 use std::array;
 
@@ -88,21 +88,82 @@ pub(super) fn pack(shard: &Shard, file_bytes: &[u8], words: &mut [u32]) {
                 put_half(&mut words[fourth..], i, half(block, 104));
             }
         }
+        WeightType::Q2_K => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[16..80]);
+                let scales: [u32; 4] = array::from_fn(|k| word(block, k));
+                words[second + i * 4..][..4].copy_from_slice(&scales);
+                words[third + i] = word(&block[80..], 0);
+            }
+        }
+        WeightType::Q3_K => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[32..96]);
+                for unit in 0..8 {
+                    words[second + i * 8 + unit] = fifth_bits_k(&block[..32], unit);
+                }
+                words[third + i * 3..][..3].copy_from_slice(&scales_q3_k(block));
+                put_half(&mut words[fourth..], i, half(block, 54));
+            }
+        }
+        WeightType::IQ4_NL => {
+            for (unit, block) in blocks {
+                put_nibbles(words, unit, nibbles_of_halves(&block[2..]));
+                put_half(&mut words[second..], unit, half(block, 0));
+            }
+        }
+        WeightType::IQ4_XS => {
+            for (i, block) in blocks {
+                for unit in 0..8 {
+                    let nibbles = nibbles_of_halves(&block[8 + unit * 16..]);
+                    put_nibbles(words, i * 8 + unit, nibbles);
+                }
+                let scales = [word(block, 0), word(block, 1)];
+                words[second + i * 2..][..2].copy_from_slice(&scales);
+            }
+        }
+        WeightType::MXFP4 => {
+            for (unit, block) in blocks {
+                put_nibbles(words, unit, nibbles_of_halves(&block[1..]));
+                words[second + unit / 4] |= u32::from(block[0]) << (8 * (unit % 4));
+            }
+        }
+        WeightType::TQ1_0 => {
+            for (i, block) in blocks {
+                let quants: [u32; 12] = array::from_fn(|k| word(block, k));
+                words[i * 12..][..12].copy_from_slice(&quants);
+                words[second + i] = word(block, 12);
+                put_half(&mut words[third..], i, half(block, 26));
+            }
+        }
+        WeightType::TQ2_0 => {
+            for (i, block) in blocks {
+                put_two_bits(words, i * 8, &block[..64]);
+                put_half(&mut words[second..], i, half(block, 32));
+            }
+        }
+        WeightType::IQ3_XXS
+        | WeightType::IQ3_S
+        | WeightType::IQ2_XXS
+        | WeightType::IQ2_XS
+        | WeightType::IQ2_S
+        | WeightType::IQ1_S
+        | WeightType::IQ1_M => codebooks::pack(shard, blocks, words),
     }
 }
 
 /// The `i`-th little-endian `u32` of some bytes.
-fn word(bytes: &[u8], i: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
     u32::from_le_bytes(array::from_fn(|k| bytes[i * 4 + k]))
 }
 
 /// The `i`-th little-endian `u16` of some bytes.
-fn half(bytes: &[u8], i: usize) -> u32 {
+pub(super) fn half(bytes: &[u8], i: usize) -> u32 {
     u32::from(bytes[i * 2]) | u32::from(bytes[i * 2 + 1]) << 8
 }
 
 /// Sets the `i`-th half of zeroed words.
-fn put_half(words: &mut [u32], i: usize, half: u32) {
+pub(super) fn put_half(words: &mut [u32], i: usize, half: u32) {
     words[i / 2] |= half << (16 * (i % 2));
 }
 
@@ -165,15 +226,39 @@ fn nibbles_q6_k(block: &[u8], unit: usize) -> [u32; 8] {
     array::from_fn(|i| (word(bytes, i) >> (unit % 4 / 2 * 4)) & 0x0f0f_0f0f)
 }
 
-/// The high bits of a unit of Q6_K, 16 weights a word. Half a block has 32 bytes of them, two bits
-/// of each for each of its four units.
+/// The high bits of a unit of Q6_K, 16 weights a word.
 fn highs_q6_k(block: &[u8], unit: usize) -> [u32; 2] {
-    let bytes = &block[128 + unit / 4 * 32..];
+    two_bits(&block[128 + unit / 4 * 32..], unit % 4)
+}
+
+/// Two bits of each weight of eight units, 16 weights a word. Half a block has 32 bytes of them, two bits
+/// of each for each of its four units.
+fn put_two_bits(words: &mut [u32], first_unit: usize, bytes: &[u8]) {
+    for unit in 0..8 {
+        let unit_words = two_bits(&bytes[unit / 4 * 32..], unit % 4);
+        words[(first_unit + unit) * 2..][..2].copy_from_slice(&unit_words);
+    }
+}
+
+/// The two bits that each of 32 bytes has of one of four units.
+fn two_bits(bytes: &[u8], unit: usize) -> [u32; 2] {
     array::from_fn(|k| {
         (0..4).fold(0, |bits, f| {
-            bits | ((word(bytes, k * 4 + f) >> (unit % 4 * 2)) & 0x0303_0303) << (2 * f)
+            bits | ((word(bytes, k * 4 + f) >> (unit * 2)) & 0x0303_0303) << (2 * f)
         })
     })
+}
+
+/// The scales of Q3_K as `q3_k.wgsl` reads them.
+fn scales_q3_k(block: &[u8]) -> [u32; 3] {
+    let packed = &block[96..108];
+    let low = |i: usize| u32::from(packed[i % 8] >> (i / 8 * 4) & 15);
+    let high = |i: usize| u32::from(packed[8 + i % 4] >> (i / 4 * 2) & 3);
+    [
+        (0..8).fold(0, |word, i| word | low(i) << (4 * i)),
+        (0..8).fold(0, |word, i| word | low(8 + i) << (4 * i)),
+        (0..16).fold(0, |word, i| word | high(i) << (2 * i)),
+    ]
 }
 
 #[cfg(test)]
@@ -319,5 +404,89 @@ mod tests {
             (words[48], words[51], words[52]),
             (0x0302_0100, 0x0f0e_0d0c, 0x1234)
         );
+    }
+
+    #[test]
+    fn q2_k_keeps_quants_and_scales_in_the_order_of_the_weights() {
+        let mut block = vec![0; 84];
+        block[..16].copy_from_slice(&bytes(16));
+        block[16] = 0b11_10_01_00; // weights 0, 32, 64, 96
+        block[16 + 63] = 0b01_00_00_00; // weight 255
+        block[80..].copy_from_slice(&[0x34, 0x12, 0x78, 0x56]);
+        let words = one_block(WeightType::Q2_K, &block);
+        let set: Vec<_> = (0..16).filter(|i| words[*i] != 0).collect();
+        assert_eq!(set, [2, 4, 6, 15]);
+        assert_eq!(
+            (words[2], words[4], words[6], words[15]),
+            (1, 2, 3, 0x4000_0000)
+        );
+        assert_eq!((words[16], words[19]), (0x0302_0100, 0x0f0e_0d0c));
+        assert_eq!(words[20], 0x5678_1234);
+    }
+
+    #[test]
+    fn q3_k_regroups_its_scales_by_their_bits() {
+        let mut block = vec![0; 110];
+        block[5] = 0b1000_0001; // third bits of weight 5 of units 0 and 7
+        block[32 + 63] = 0b01_00_00_00; // weight 255
+        // Low bits of scales 0 to 7: 1 to 8, of scales 8 to 15: 15 to 8.
+        (0..8).for_each(|i| block[96 + i] = (i as u8 + 1) | (15 - i as u8) << 4);
+        // High bits of scales 0 to 3: 3, of scales 12 to 15: 2.
+        block[104..108].copy_from_slice(&[0b10_00_00_11; 4]);
+        block[108..].copy_from_slice(&[0x34, 0x12]);
+        let words = one_block(WeightType::Q3_K, &block);
+        assert_eq!(words[15], 0x4000_0000);
+        assert_eq!(words[16..24], [32, 0, 0, 0, 0, 0, 0, 32]);
+        assert_eq!(words[24..27], [0x8765_4321, 0x89ab_cdef, 0xaa00_00ff]);
+        assert_eq!(words[28], 0x1234);
+    }
+
+    #[test]
+    fn iq4_nl_lies_as_q4_0_does() {
+        let block = [&[0x34, 0x12], &counting_nibbles()[..]].concat();
+        let words = one_block(WeightType::IQ4_NL, &block);
+        assert_eq!((&words[..4], words[4]), (&COUNTING[..], 0x1234));
+    }
+
+    #[test]
+    fn iq4_xs_keeps_its_scales_as_they_are_in_two_words() {
+        let mut block = vec![0; 136];
+        block[..8].copy_from_slice(&bytes(8));
+        block[8 + 16..][..16].copy_from_slice(&counting_nibbles());
+        let words = one_block(WeightType::IQ4_XS, &block);
+        assert_eq!(words[4..8], COUNTING);
+        assert_eq!(words[32..34], [0x0302_0100, 0x0706_0504]);
+    }
+
+    #[test]
+    fn mxfp4_has_the_exponents_of_four_units_in_a_word() {
+        let file: Vec<u8> = (1..7)
+            .flat_map(|e| [&[e], &counting_nibbles()[..]].concat())
+            .collect();
+        let shard = Shard {
+            ty: WeightType::MXFP4,
+            first_row: 0,
+            n_rows: 6,
+            n_cols: 32,
+        };
+        let words = repacked(&shard, 4, &file);
+        assert_eq!(words[20..24], COUNTING);
+        assert_eq!(words[24..26], [0x0403_0201, 0x0605]);
+    }
+
+    #[test]
+    fn tq1_0_keeps_its_bytes_apart_by_their_digits() {
+        let words = one_block(WeightType::TQ1_0, &bytes(54));
+        assert_eq!((words[0], words[11]), (0x0302_0100, 0x2f2e_2d2c));
+        assert_eq!((words[12], words[16]), (0x3332_3130, 0x3534));
+    }
+
+    #[test]
+    fn tq2_0_keeps_quants_in_the_order_of_the_weights() {
+        let mut block = vec![0; 66];
+        block[32] = 0b10_00_00_01; // weights 128 and 224
+        block[64..].copy_from_slice(&[0x34, 0x12]);
+        let words = one_block(WeightType::TQ2_0, &block);
+        assert_eq!((words[8], words[14], words[16]), (1, 2, 0x1234));
     }
 }

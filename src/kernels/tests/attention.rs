@@ -138,6 +138,8 @@ pub(super) fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: 
         position,
         scale,
         window: None,
+        soft_cap: None,
+        alibi: false,
     }
 }
 
@@ -200,6 +202,39 @@ fn attention_sees_the_window_alone() {
             });
         }
     }
+}
+
+#[test]
+fn attention_caps_scores_and_lowers_them_by_distance() {
+    for (seed, (soft_cap, alibi)) in
+        (61..).zip([(Some(0.5), false), (None, true), (Some(5.0), true)])
+    {
+        for (n_head, position) in [(1, 0), (4, 70), (6, 129)] {
+            let shape = Shape {
+                soft_cap,
+                alibi,
+                ..shape(n_head, 1, 32, position)
+            };
+            check(&Case {
+                seed,
+                shape,
+                n_rows: 3,
+                scores: 3.0,
+                values: Values::Random,
+            });
+        }
+    }
+}
+
+#[test]
+fn slopes_are_the_powers_between_one_and_a_two_hundred_and_fifty_sixth() {
+    let slopes = |n_head| {
+        (0..n_head)
+            .map(|head| attention::alibi_slope(head, n_head))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
+    assert_eq!(slopes(3), [0.0625, 0.00390625, 0.25]);
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn bounds(case: &Case, inputs: &Inputs) -> Vec<f64> {
         position,
         scale,
         window,
+        ..
     } = case.shape;
     let [keys, values] = &inputs.decoded;
     let bound = |(index, q): (usize, &[f32])| {

@@ -244,6 +244,21 @@ fn attention_few_sees_the_window_alone() {
 }
 
 #[test]
+fn attention_few_caps_scores() {
+    for soft_cap in [0.5, 5.0] {
+        let shape = Shape {
+            soft_cap: Some(soft_cap),
+            ..shape(4, 2, 32, 200)
+        };
+        let case = Case {
+            scores: 3.0,
+            ..case(46, shape, 3)
+        };
+        check(&case, &[None, Some(4)]);
+    }
+}
+
+#[test]
 fn attention_few_matches_its_twin_for_zero_and_tiny_values_and_equal_scores() {
     let shape = shape(4, 2, 64, 300);
     for values in [Values::Zero, Values::Tiny] {

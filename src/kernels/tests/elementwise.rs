@@ -305,6 +305,7 @@ fn rope_matches_its_twin() {
                     pairing,
                     inverse_frequency,
                     magnitude: MAGNITUDE,
+                    temperature: None,
                 };
                 let src = values.fill(&mut Random::new(seed), n_rows * width);
                 let mut want = vec![0.0; src.len()];

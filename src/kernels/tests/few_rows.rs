@@ -221,6 +221,7 @@ fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> 
         pairing,
         inverse_frequency: (0..n_dims / 2).map(|i| 0.7_f64.powi(i as i32)).collect(),
         magnitude: 1.1,
+        temperature: None,
     });
     let mut table_rows = vec![[0.0_f32; 2]];
     if let Some(table) = &table {

@@ -1,5 +1,7 @@
 //! The kernels that read weight matrices, on a GPU, against their twins.
 
+mod codebooks;
+mod decoders;
 mod inputs;
 mod mistakes;
 
@@ -324,7 +326,8 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
             matrix: shard.matrix(),
             dst_stride: row_stride(n_cols) as u32,
             scale: SCALE,
-            padding: [0; 2],
+            by_position: 0,
+            padding: 0,
         };
         let mut buffers = run_kernel(
             context,

@@ -5,6 +5,8 @@ mod attention_coop;
 mod attention_few;
 mod elementwise;
 mod few_rows;
+mod layer_norm;
+mod map;
 mod matrix;
 mod quantize;
 mod sample;

@@ -4,9 +4,9 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, embed, f16_rows, gated_activation, logit_maxima, matmul, matmul_coop, matvec,
-    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
-    store_kv,
+    attention_few, embed, f16_rows, gated_activation, layer_norm, logit_maxima, map, matmul,
+    matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
+    select_outputs, sentinel, store_kv,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -41,7 +41,8 @@ fn params_members(kernel: &Kernel) -> Members {
             stride,
             scale,
             window,
-            padding
+            soft_cap,
+            alibi
         }),
         "attention_few" | "attention_merge" => members!(attention_few::Params {
             n_head,
@@ -51,12 +52,13 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             has_int8,
-            padding
+            soft_cap
         }),
         "embed" => members!(embed::Params {
             matrix,
             dst_stride,
             scale,
+            by_position,
             padding
         }),
         "f16_rows" => members!(f16_rows::Params {
@@ -72,10 +74,24 @@ fn params_members(kernel: &Kernel) -> Members {
                 has_f16
             })
         }
+        "layer_norm" => members!(layer_norm::Params {
+            group,
+            n_groups,
+            stride,
+            n_weight,
+            eps,
+            has_bias
+        }),
         "logit_maxima" => members!(logit_maxima::Params {
             n_tokens,
             stride,
             padding
+        }),
+        "map" => members!(map::Params {
+            width,
+            stride,
+            function,
+            value
         }),
         "matmul" => members!(matmul::Params {
             matrix,

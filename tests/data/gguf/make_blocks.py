@@ -7,6 +7,8 @@ values of other sizes say nothing more), and rows of real models.
 
     make_blocks.py MODEL.gguf ... > blocks.json
 
+Types with codebooks have random blocks only, from a seed of their own, and come last.
+
 The file in the repository was made from SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m.Q4_K_M.gguf
 with gguf 0.19.0.
 """
@@ -20,7 +22,7 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-# Name of the weight type, and the byte offsets of the f16 scales of a block.
+# Name of the weight type, and the byte offsets of the f16 scales of a block (MXFP4: of the exponent).
 TYPES = {
     "F32": [],
     "F16": [],
@@ -33,9 +35,28 @@ TYPES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+    "MXFP4": [0],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
 }
-LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
+# Types with codebooks; the byte offsets of the f16 scales, or where its four parts are the highest four bits
+# of 16, the lowest first.
+CODEBOOK_TYPES = {
+    "IQ3_XXS": [0],
+    "IQ3_S": [0],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ2_S": [0],
+    "IQ1_S": [0],
+    "IQ1_M": [48, 50, 52, 54],
+}
+LLAMA_NAMES = {"Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "Q2_K": "q2_K", "Q3_K": "q3_K"}
 BLOCKS_OF_A_TYPE = 6
+BLOCKS_WITH_CODEBOOK = 3
 # Floats are blocks of one; this many make a case.
 FLOATS_OF_A_CASE = 32
 
@@ -70,9 +91,28 @@ def random_cases(type_name, scale_offsets, rng):
     if not scale_offsets:
         return [case(type_name, random_floats(type_name, rng).reshape(-1, block_bytes))]
     blocks = rng.integers(0, 256, (BLOCKS_OF_A_TYPE, block_bytes), dtype=np.uint8)
+    if type_name == "MXFP4":
+        blocks[:, 0] = rng.integers(110, 140, BLOCKS_OF_A_TYPE)
+        return [case(type_name, block[None]) for block in blocks]
     for offset in scale_offsets:
         scales = rng.uniform(-0.1, 0.1, (BLOCKS_OF_A_TYPE, 1)).astype("<f2")
         blocks[:, offset : offset + 2] = scales.view(np.uint8)
+    return [case(type_name, block[None]) for block in blocks]
+
+
+def codebook_cases(type_name, scale_offsets):
+    type_id = GGMLQuantizationType[type_name]
+    rng = np.random.default_rng([1, type_id])
+    block_bytes = GGML_QUANT_SIZES[type_id][1]
+    blocks = rng.integers(0, 256, (BLOCKS_WITH_CODEBOOK, block_bytes), dtype=np.uint8)
+    scales = rng.uniform(-0.1, 0.1, BLOCKS_WITH_CODEBOOK).astype("<f2").view("<u2")
+    for part, offset in enumerate(scale_offsets):
+        if len(scale_offsets) == 1:
+            halves = scales
+        else:
+            low = blocks[:, offset : offset + 2].copy().view("<u2").reshape(-1) & 0xFFF
+            halves = low | (scales >> (4 * part) & 15) << 12
+        blocks[:, offset : offset + 2] = halves.astype("<u2").reshape(-1, 1).view(np.uint8)
     return [case(type_name, block[None]) for block in blocks]
 
 
@@ -97,9 +137,14 @@ def model_cases(path):
 
 
 def main():
-    rng = np.random.default_rng(1)
-    cases = [c for name, offsets in TYPES.items() for c in random_cases(name, offsets, rng)]
+    shared = np.random.default_rng(1)
+    cases = []
+    for index, (name, offsets) in enumerate(TYPES.items()):
+        # The first types share a seed. A type that is added changes no other's blocks.
+        rng = shared if index < 11 else np.random.default_rng(GGMLQuantizationType[name].value)
+        cases += random_cases(name, offsets, rng)
     cases += [c for path in sys.argv[1:] for c in model_cases(path)]
+    cases += [c for name, offsets in CODEBOOK_TYPES.items() for c in codebook_cases(name, offsets)]
     print("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]")
 
 

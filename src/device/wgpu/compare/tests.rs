@@ -8,7 +8,7 @@ use super::{Held, HeldDifference, Pieces, compare};
 use crate::device::{Activations, Backend, GpuChoice};
 use crate::diagnostics::{Depth, check_upload};
 use crate::gguf::WeightType;
-use crate::kernels::repack::Shard;
+use crate::kernels::repack::{Shard, has_codebook};
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{DecoderModel, WeightId, WeightStorage, decoder_plan};
 use crate::tiny;
@@ -39,7 +39,8 @@ fn few_rows(ty: WeightType) -> u64 {
         n_rows: 11,
         n_cols,
     };
-    shard.words() as u64 * 4
+    // A row of any tensor, also a vector in f32, must fit.
+    (shard.words() as u64 * 4).max(1024)
 }
 
 fn find(model: &DecoderModel, name: &str) -> WeightId {
@@ -86,14 +87,15 @@ fn difference(held: Held) -> HeldDifference {
     }
 }
 
+/// Without a table of codewords, which no row has alone.
 fn n_planes(ty: WeightType) -> usize {
     let shard = Shard {
         ty,
         first_row: 0,
-        n_rows: 2,
+        n_rows: 4,
         n_cols: 256,
     };
-    shard.runs(0..2).count()
+    shard.runs(2..4).count()
 }
 
 #[test]
@@ -123,6 +125,39 @@ fn a_damaged_bit_is_named_with_weight_row_and_plane_in_every_type_and_shard() {
             }
             let report = check_upload(&model.weights, &backend, Depth::Full).unwrap();
             assert!(report.passed(), "{ty:?}: {report}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_table_of_codewords_is_named_with_its_weight() {
+    let codebooks = WeightType::ALL.into_iter().filter(|ty| has_codebook(*ty));
+    for ty in codebooks {
+        for max_binding_bytes in [u64::MAX, few_rows(ty)] {
+            let Some((model, backend)) = backend(ty, max_binding_bytes) else {
+                return;
+            };
+            let id = find(&model, MATRIX);
+            let places = backend.shared.weights.shards(id);
+            let place = places.last().unwrap();
+            let end = place.shard.words() as u64 * 4;
+            let context = &backend.shared.context;
+            let last = place.offset + end - 4;
+            let bytes = context.read_buffer(&place.buffer, last, 4).unwrap();
+            let found = bytemuck::pod_read_unaligned::<u32>(&bytes) ^ 0x0400;
+            context
+                .queue
+                .write_buffer(&place.buffer, last, &found.to_le_bytes());
+            let report = check_upload(&model.weights, &backend, Depth::Full).unwrap();
+            let [found] = &report.differences[..] else {
+                panic!("{ty:?}: {report}");
+            };
+            let first_row = place.shard.first_row;
+            assert_eq!(
+                (found.name.as_str(), found.row, found.plane),
+                (MATRIX, first_row, n_planes(ty)),
+                "{ty:?}: {report}"
+            );
         }
     }
 }

@@ -156,6 +156,8 @@ pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
         n_head,
         scale,
         window,
+        soft_cap,
+        alibi,
         ..
     } = *op
     else {
@@ -169,6 +171,8 @@ pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
         position: 0,
         scale,
         window,
+        soft_cap,
+        alibi,
     };
     Some(shape)
 }

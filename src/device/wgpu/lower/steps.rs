@@ -11,7 +11,7 @@ use crate::kernels::attention_few::Heads;
 use crate::kernels::{self, Kernel, Src, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
-use crate::plan::{BufferId, Extent, Op, Plan, Step};
+use crate::plan::{BufferId, EmbedIndex, Extent, Op, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
@@ -37,7 +37,7 @@ impl<'a> Lowering<'a> {
         let of = |id: BufferId| whole(self.buffers.activation(id));
         let vector = |id: WeightId| self.shared.weights.vector(id);
         match *op {
-            Op::Embed { weight, scale, dst } => self.embed(index, weight, scale, dst),
+            Op::Embed { .. } => self.embed(index, op),
             Op::MatMul { .. } => self.matmul(index, op),
             Op::RmsNorm {
                 src,
@@ -69,6 +69,21 @@ impl<'a> Lowering<'a> {
                     None => norm(Rows::MANY, 0, [nothing(), nothing(), nothing()]),
                 };
                 vec![few, many]
+            }
+            Op::LayerNorm {
+                src,
+                weight,
+                bias,
+                group,
+                eps,
+                dst,
+            } => {
+                use kernels::layer_norm::{KERNEL, Params, grid};
+                let n_weight = self.shared.weights.get(weight).n_cols;
+                let params = Params::new(self.width(dst), group, n_weight, eps, bias.is_some());
+                let bias = bias.unwrap_or(weight);
+                let storage = vec![of(src), vector(weight), vector(bias), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::Rope {
                 src,
@@ -116,6 +131,11 @@ impl<'a> Lowering<'a> {
                 };
                 vec![gated(Rows::FEW, 0, [of(dst), of(dst)]), many]
             }
+            Op::Map { src, function, dst } => {
+                use kernels::map::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst), function);
+                vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
+            }
             // The product in front of it has added its residual.
             Op::Add { .. } if self.residual_of(index.wrapping_sub(1)).is_some() => Vec::new(),
             Op::Add { a, b, dst } => {
@@ -157,7 +177,9 @@ impl<'a> Lowering<'a> {
             storage.clone(),
             attention::grid,
         );
-        let many = self.choice.attention_tile(shape.head_dim).map(|tile| {
+        let tile = self.choice.attention_tile(shape.head_dim);
+        let tile = tile.filter(|_| attention_coop::fits(&shape));
+        let many = tile.map(|tile| {
             let kernel = &attention_coop::KERNEL;
             let grid = move |params: &_, n_rows| attention_coop::grid(tile, params, n_rows);
             let draft = self.plain(step, dst, kernel, params, storage, grid);
@@ -293,8 +315,17 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    fn embed(&self, step: usize, weight: WeightId, scale: f32, dst: BufferId) -> Vec<Draft<'a>> {
+    fn embed(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
         use kernels::embed::{KERNEL, Params, grid};
+        let Op::Embed {
+            weight,
+            index,
+            scale,
+            dst,
+        } = *op
+        else {
+            return Vec::new();
+        };
         let shards = self.shared.weights.shards(weight).iter();
         shards
             .map(|shard| {
@@ -302,7 +333,8 @@ impl<'a> Lowering<'a> {
                     matrix: shard.shard.matrix(),
                     dst_stride: row_stride(self.width(dst)) as u32,
                     scale,
-                    padding: [0; 2],
+                    by_position: u32::from(index == EmbedIndex::Position),
+                    padding: 0,
                 };
                 let activation = whole(self.buffers.activation(dst));
                 let storage = vec![whole(&self.buffers.tokens), shard.binding(), activation];

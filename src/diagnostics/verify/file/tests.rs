@@ -53,6 +53,20 @@ fn scale_bytes(ty: WeightType) -> Vec<(&'static str, usize)> {
         WeightType::Q4_1 | WeightType::Q5_1 => vec![("d", 0), ("m", 2)],
         WeightType::Q4_K | WeightType::Q5_K => vec![("d", 0), ("dmin", 2)],
         WeightType::Q6_K => vec![("d", 208)],
+        WeightType::Q2_K => vec![("d", 80), ("dmin", 82)],
+        WeightType::Q3_K => vec![("d", 108)],
+        WeightType::IQ4_NL => vec![("d", 0)],
+        WeightType::IQ4_XS => vec![("d", 0)],
+        WeightType::MXFP4 => vec![("e", 0)],
+        WeightType::TQ1_0 => vec![("d", 52)],
+        WeightType::TQ2_0 => vec![("d", 64)],
+        WeightType::IQ3_XXS
+        | WeightType::IQ3_S
+        | WeightType::IQ2_XXS
+        | WeightType::IQ2_XS
+        | WeightType::IQ2_S
+        | WeightType::IQ1_S => vec![("d", 0)],
+        WeightType::IQ1_M => vec![("d", 54)],
     }
 }
 
@@ -78,7 +92,10 @@ fn a_high_bit_of_a_scale_is_named_with_tensor_row_and_block() {
     for ty in WeightType::ALL {
         for (name, at) in scale_bytes(ty) {
             let (row, block, start) = place(ty);
-            let gguf = damaged(ty, MATRIX, |bytes| bytes[start + at + 1] ^= 0x40);
+            let gguf = damaged(ty, MATRIX, |bytes| match ty {
+                WeightType::MXFP4 => bytes[start] ^= 0x80,
+                _ => bytes[start + at + 1] ^= 0x40,
+            });
             let report = check_file(&gguf, Depth::Full);
             match &faults(&report, MATRIX)[..] {
                 [
@@ -108,7 +125,17 @@ fn a_scale_that_is_not_finite_is_named_with_tensor_row_and_block() {
             for exponent in [[0x80, 0x7f], [0xff, 0xff], [0x80, 0xff]] {
                 let (row, block, start) = place(ty);
                 let gguf = damaged(ty, MATRIX, |bytes| {
-                    bytes[start + at..][..2].copy_from_slice(&exponent);
+                    match ty {
+                        // A nibble of the scale is in every second byte, the last in the highest.
+                        WeightType::IQ1_M => {
+                            for (i, byte) in exponent.into_iter().enumerate() {
+                                bytes[start + 49 + 4 * i] |= byte << 4;
+                                bytes[start + 51 + 4 * i] |= byte & 0xf0;
+                            }
+                        }
+                        WeightType::MXFP4 => bytes[start] = 0xff,
+                        _ => bytes[start + at..][..2].copy_from_slice(&exponent),
+                    }
                 });
                 match &faults(&check_file(&gguf, Depth::Full), MATRIX)[..] {
                     [TensorFault::NotFinite { scale, count: 1 }] => {

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "vector loads")]
 
-use super::store_f32;
+use super::{load, store_f32};
 use crate::gguf::WeightType;
 use std::arch::x86_64::*;
 
@@ -73,7 +73,40 @@ pub(super) fn fold_groups<S>(
                 each(state, 8 * i + group, weights)
             })
         }),
+        WeightType::Q2_K => fold_decoded::<_, 84, 256>(ty, bytes, state, each),
+        WeightType::Q3_K => fold_decoded::<_, 110, 256>(ty, bytes, state, each),
+        WeightType::IQ4_NL => fold_decoded::<_, 18, 32>(ty, bytes, state, each),
+        WeightType::IQ4_XS => fold_decoded::<_, 136, 256>(ty, bytes, state, each),
+        WeightType::MXFP4 => fold_decoded::<_, 17, 32>(ty, bytes, state, each),
+        WeightType::TQ1_0 => fold_decoded::<_, 54, 256>(ty, bytes, state, each),
+        WeightType::TQ2_0 => fold_decoded::<_, 66, 256>(ty, bytes, state, each),
+        WeightType::IQ3_XXS => fold_decoded::<_, 98, 256>(ty, bytes, state, each),
+        WeightType::IQ3_S => fold_decoded::<_, 110, 256>(ty, bytes, state, each),
+        WeightType::IQ2_XXS => fold_decoded::<_, 66, 256>(ty, bytes, state, each),
+        WeightType::IQ2_XS => fold_decoded::<_, 74, 256>(ty, bytes, state, each),
+        WeightType::IQ2_S => fold_decoded::<_, 82, 256>(ty, bytes, state, each),
+        WeightType::IQ1_S => fold_decoded::<_, 50, 256>(ty, bytes, state, each),
+        WeightType::IQ1_M => fold_decoded::<_, 56, 256>(ty, bytes, state, each),
     }
+}
+
+/// As [`fold_groups`], with the decoder of the file: types without instructions of their own.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fold_decoded<S, const BYTES: usize, const LEN: usize>(
+    ty: WeightType,
+    bytes: &[u8],
+    state: S,
+    mut each: impl FnMut(S, usize, Group) -> S,
+) -> S {
+    fold_blocks(bytes, state, |mut state, i, block: &[u8; BYTES]| {
+        let mut weights = [0.0; LEN];
+        ty.decode(block, &mut weights);
+        for (group, weights) in weights.as_chunks::<GROUP>().0.iter().enumerate() {
+            state = each(state, LEN / GROUP * i + group, load(weights));
+        }
+        state
+    })
 }
 
 /// Folds blocks, and fetches what lies ahead: rows follow each other, and the hardware does not look

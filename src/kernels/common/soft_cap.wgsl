@@ -1,0 +1,11 @@
+// cap * tanh(x / cap), within 5e-7 of itself. The built-in tanh is NaN of large numbers on some devices, and not exact
+// near 0, where a series is (its next term is below 1e-8).
+fn soft_cap(x: f32, cap: f32) -> f32 {
+    let u = abs(x / cap);
+    let squared = u * u;
+    let series = 1.0 + squared * (-1.0 / 3.0 + squared * (2.0 / 15.0 + squared * (-17.0 / 315.0 + squared * (62.0 / 2835.0))));
+    let decay = exp(-2.0 * min(u, 20.0));
+    let magnitude = cap * (1.0 - decay) / (1.0 + decay);
+    return select(sign(x) * magnitude, x * series, u < 0.25);
+}
+

@@ -1,0 +1,259 @@
+//! The weights of a layer, found and checked.
+
+use super::architectures::{Architecture, Block, FeedForward, NormKind, Norms, Presence, QkNorm};
+use super::spec::{DecoderSpec, LayerSpec};
+use super::weights::{WeightFinder, WeightId};
+use crate::error::Result;
+
+/// A matrix and its bias.
+pub(super) type Linear = (WeightId, Option<WeightId>);
+
+/// A norm of rows, or of groups of them.
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
+    pub(super) weight: WeightId,
+    pub(super) form: NormForm,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum NormForm {
+    Rms,
+    Layer {
+        bias: Option<WeightId>,
+        group: usize,
+    },
+}
+
+/// What a layer has.
+pub(super) struct LayerWeights {
+    pub(super) attn_norm: Option<Norm>,
+    pub(super) attn_q: Linear,
+    pub(super) attn_k: Linear,
+    pub(super) attn_v: Linear,
+    pub(super) attn_q_norm: Option<Norm>,
+    pub(super) attn_k_norm: Option<Norm>,
+    pub(super) attn_output: Linear,
+    pub(super) attn_post_norm: Option<Norm>,
+    /// Whether the feed-forward block stands beside attention, not behind it.
+    pub(super) is_parallel: bool,
+    pub(super) ffn_norm: Option<Norm>,
+    pub(super) ffn_gate: Option<Linear>,
+    pub(super) ffn_up: Linear,
+    pub(super) ffn_down: Linear,
+    pub(super) ffn_post_norm: Option<Norm>,
+}
+
+pub(super) fn linear(
+    find: &mut WeightFinder,
+    name: &str,
+    n_out: usize,
+    n_in: usize,
+    bias: Presence,
+) -> Result<Linear> {
+    let weight = find.matrix(&format!("{name}.weight"), n_out, n_in)?;
+    let bias = optional_vector(find, &format!("{name}.bias"), n_out, bias)?;
+    Ok((weight, bias))
+}
+
+fn optional_vector(
+    find: &mut WeightFinder,
+    name: &str,
+    n: usize,
+    presence: Presence,
+) -> Result<Option<WeightId>> {
+    let is_taken = match presence {
+        Presence::Required => true,
+        Presence::Optional => find.has(name),
+        Presence::Absent => false,
+    };
+    is_taken.then(|| find.vector(name, n)).transpose()
+}
+
+/// Query, key and value projections: three tensors, or the rows of `attn_qkv` in that order.
+fn attention_inputs(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    layer: &LayerSpec,
+    hidden: usize,
+) -> Result<[Linear; 3]> {
+    let n_q = layer.n_head * layer.head_dim;
+    let n_kv = layer.n_head_kv * layer.head_dim;
+    let fused = format!("{prefix}attn_qkv.weight");
+    if !find.has(&fused) {
+        let mut one = |name: &str, n_out: usize| {
+            linear(
+                find,
+                &format!("{prefix}{name}"),
+                n_out,
+                hidden,
+                architecture.qkv_bias,
+            )
+        };
+        return Ok([
+            one("attn_q", n_q)?,
+            one("attn_k", n_kv)?,
+            one("attn_v", n_kv)?,
+        ]);
+    }
+    let n_all = n_q + 2 * n_kv;
+    let fused_bias = format!("{prefix}attn_qkv.bias");
+    let has_bias = match architecture.qkv_bias {
+        Presence::Required => true,
+        Presence::Optional => find.has(&fused_bias),
+        Presence::Absent => false,
+    };
+    let mut one = |rows: std::ops::Range<usize>| -> Result<Linear> {
+        let weight = find.part(&fused, &[n_all, hidden], rows.clone())?;
+        let bias = has_bias
+            .then(|| find.vector_part(&fused_bias, n_all, rows))
+            .transpose()?;
+        Ok((weight, bias))
+    };
+    Ok([one(0..n_q)?, one(n_q..n_q + n_kv)?, one(n_q + n_kv..n_all)?])
+}
+
+pub(super) fn layer_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    spec: &DecoderSpec,
+    index: usize,
+    layer: &LayerSpec,
+) -> Result<LayerWeights> {
+    let hidden = spec.hidden_size;
+    let prefix = format!("blk.{index}.");
+    let n_q = layer.n_head * layer.head_dim;
+    let n_ffn = layer.intermediate_size;
+    let bias = architecture.other_bias;
+    let norm = |find: &mut WeightFinder, name: &str, wanted: bool, n: usize| {
+        let name = format!("{prefix}{name}");
+        wanted
+            .then(|| row_norm(find, architecture, &name, n))
+            .transpose()
+    };
+    let (before, after) = match architecture.norms {
+        Norms::Before => (Some("ffn_norm"), false),
+        Norms::BeforeByAnotherName => (Some("post_attention_norm"), false),
+        Norms::After => (None, true),
+        Norms::BeforeAndAfter => (Some("ffn_norm"), true),
+    };
+    let ffn_norm = before.unwrap_or_default();
+    let has = |find: &WeightFinder, name: &str| find.has(&format!("{prefix}{name}.weight"));
+    let (is_parallel, attn_norm, ffn_norm) = match architecture.block {
+        Block::Sequential => (false, "attn_norm", before),
+        Block::Parallel => (true, "attn_norm", None),
+        Block::ParallelWithoutNorm if !has(find, ffn_norm) => (true, "attn_norm", None),
+        Block::ParallelWithoutNorm => (false, "attn_norm", before),
+        Block::ParallelWhereStated => (spec.states_parallel == Some(true), "attn_norm", before),
+        Block::ParallelSecondNorm if has(find, "attn_norm_2") => {
+            (true, "attn_norm_2", Some("attn_norm"))
+        }
+        Block::ParallelSecondNorm => (true, "attn_norm", None),
+    };
+    let [attn_q, attn_k, attn_v] = attention_inputs(find, architecture, &prefix, layer, hidden)?;
+    let (ffn_gate, ffn_up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
+    Ok(LayerWeights {
+        attn_norm: norm(find, attn_norm, before.is_some(), hidden)?,
+        attn_q,
+        attn_k,
+        attn_v,
+        attn_q_norm: qk_norm(
+            find,
+            architecture,
+            &format!("{prefix}attn_q_norm"),
+            layer.n_head,
+            layer.head_dim,
+        )?,
+        attn_k_norm: qk_norm(
+            find,
+            architecture,
+            &format!("{prefix}attn_k_norm"),
+            layer.n_head_kv,
+            layer.head_dim,
+        )?,
+        attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
+        attn_post_norm: norm(find, "post_attention_norm", after, hidden)?,
+        is_parallel,
+        ffn_norm: norm(
+            find,
+            ffn_norm.unwrap_or_default(),
+            ffn_norm.is_some(),
+            hidden,
+        )?,
+        ffn_gate,
+        ffn_up,
+        ffn_down: linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?,
+        ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
+    })
+}
+
+/// The norm `name` of rows of `n` elements.
+pub(super) fn row_norm(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    name: &str,
+    n: usize,
+) -> Result<Norm> {
+    let weight = find.vector(&format!("{name}.weight"), n)?;
+    let form = match architecture.norm {
+        NormKind::Rms => NormForm::Rms,
+        NormKind::Layer(bias) => NormForm::Layer {
+            bias: optional_vector(find, &format!("{name}.bias"), n, bias)?,
+            group: n,
+        },
+    };
+    Ok(Norm { weight, form })
+}
+
+/// The norm `name` of queries or keys.
+fn qk_norm(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    name: &str,
+    n_head: usize,
+    head_dim: usize,
+) -> Result<Option<Norm>> {
+    let weight = format!("{name}.weight");
+    let n = match architecture.qk_norm {
+        QkNorm::None => return Ok(None),
+        QkNorm::Heads | QkNorm::HeadsAfterRope => head_dim,
+        QkNorm::Rows => n_head * head_dim,
+        QkNorm::OptionalByHead if find.has(&weight) => {
+            let form = NormForm::Layer {
+                bias: None,
+                group: head_dim,
+            };
+            let weight = find.flat(&weight, n_head, head_dim)?;
+            return Ok(Some(Norm { weight, form }));
+        }
+        QkNorm::OptionalByHead => return Ok(None),
+    };
+    row_norm(find, architecture, name, n).map(Some)
+}
+
+/// The inner projections of the feed-forward block.
+fn gate_and_up(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    n_ffn: usize,
+    hidden: usize,
+) -> Result<(Option<Linear>, Linear)> {
+    let [gate, up] = ["ffn_gate", "ffn_up"].map(|name| format!("{prefix}{name}"));
+    let bias = architecture.other_bias;
+    match architecture.feed_forward {
+        FeedForward::Gated => Ok((
+            Some(linear(find, &gate, n_ffn, hidden, bias)?),
+            linear(find, &up, n_ffn, hidden, bias)?,
+        )),
+        FeedForward::Plain => Ok((None, linear(find, &up, n_ffn, hidden, bias)?)),
+        FeedForward::FusedGate => {
+            let up = format!("{up}.weight");
+            let shape = [2 * n_ffn, hidden];
+            Ok((
+                Some((find.part(&up, &shape, 0..n_ffn)?, None)),
+                (find.part(&up, &shape, n_ffn..2 * n_ffn)?, None),
+            ))
+        }
+    }
+}
