@@ -88,13 +88,13 @@ fn mistakes_in_the_kernels_are_found() {
             ),
             (
                 product,
-                "(outputs < vec4(p.matrix.n_rows))",
-                "(outputs <= vec4(p.matrix.n_rows))",
+                "min(outputs, vec4(p.matrix.n_rows - 1u))",
+                "min(outputs, vec4(p.matrix.n_rows - 2u))",
             ),
             (
                 product,
-                "(rows < vec4(place.n_rows))",
-                "(rows <= vec4(place.n_rows))",
+                "min(rows, vec4(place.n_rows - 1u))",
+                "min(rows, vec4(place.n_rows - 2u))",
             ),
             (
                 product,
