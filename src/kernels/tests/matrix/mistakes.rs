@@ -107,7 +107,7 @@ fn mistakes_in_the_kernels_are_found() {
                 "vec4(scales[row.x], scales[row.y], scales[row.z], scales[row.w])",
                 "vec4(1.0)",
             ),
-            (product, "bias[column.z]", "bias[column.y]"),
+            (product, "bias[column.z]", "bias[0u]"),
             (product, "residual[at.y]", "residual[at.x]"),
             (product, "product[at.w] = value.w;", ""),
             (product, "dst[at.z] = value.z;", "dst[at.z] = value.y;"),
