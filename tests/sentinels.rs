@@ -96,6 +96,9 @@ fn nan_in_a_norm_names_its_layer_in_batches_of_any_size() {
                 (WeightType::F32, Activations::F32),
                 (WeightType::Q8_0, Activations::Auto),
                 (WeightType::Q4_K, Activations::Auto),
+                (WeightType::Q8_0, Activations::F16),
+                (WeightType::Q8_0, Activations::Int8),
+                (WeightType::Q4_K, Activations::Int8),
             ] {
                 let damaged = format!("blk.{layer}.ffn_norm.weight");
                 let writer = tiny::altered(ty, None, &|name, values| {

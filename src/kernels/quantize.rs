@@ -57,8 +57,15 @@ pub(crate) struct Quants {
 ///
 /// The inverse of the scale is the largest number of 16 significant bits with which the largest
 /// magnitude becomes at most 127, found by whole numbers: it is the same on every device, and so are
-/// the products with it and their rounding.
+/// the products with it and their rounding. Where a value is not finite the scale is not a number, and so is
+/// every product with the unit.
 pub(crate) fn quantize_unit(values: &[f32]) -> Quants {
+    if !values.iter().all(|value| value.is_finite()) {
+        return Quants {
+            q: [0; UNIT],
+            scale: f32::NAN,
+        };
+    }
     let max = values
         .iter()
         .fold(0.0_f32, |max, value| max.max(value.abs()));
@@ -131,6 +138,13 @@ mod tests {
         for max in [0.0, 1e-40, 1e-36] {
             let Quants { q, scale } = quantize_unit(&[max, -max / 2.0]);
             assert_eq!((q, scale), ([0; UNIT], 0.0));
+        }
+    }
+
+    #[test]
+    fn a_unit_with_a_value_that_is_not_finite_is_no_number() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(quantize_unit(&[1.0, value, 3.0]).scale.is_nan());
         }
     }
 

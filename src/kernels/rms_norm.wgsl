@@ -139,7 +139,7 @@ fn put_int8(value0: vec4<f32>, value1: vec4<f32>, value2: vec4<f32>, value3: vec
     let unit_lane = lane & ~7u;
     var max_sizes = vec4(0.0);
     for (var i = 0u; i < 8u; i++) {
-        max_sizes = max(max_sizes, sizes[unit_lane + i]);
+        max_sizes = larger(max_sizes, sizes[unit_lane + i]);
     }
     let inverses = vec4(inverse_scale(max_sizes.x), inverse_scale(max_sizes.y), inverse_scale(max_sizes.z), inverse_scale(max_sizes.w));
     let quants0 = quantize4(value0, inverses.x);

@@ -18,7 +18,7 @@ fn store_int8(value: vec4<f32>, row: u32, stride: u32, quad: u32, stores: bool, 
     let first = lane & ~7u;
     let sizes0 = vec4(quad_sizes[first], quad_sizes[first + 1u], quad_sizes[first + 2u], quad_sizes[first + 3u]);
     let sizes1 = vec4(quad_sizes[first + 4u], quad_sizes[first + 5u], quad_sizes[first + 6u], quad_sizes[first + 7u]);
-    let max_size = largest_of(max(sizes0, sizes1));
+    let max_size = largest_of(larger(sizes0, sizes1));
     let inverse = inverse_scale(max_size);
     let quants = quantize4(value, inverse);
     quad_sums[lane] = quants.x + quants.y + quants.z + quants.w;

@@ -46,11 +46,10 @@ fn prepare_src(row: u32, lane: u32, writes: bool) {
 
     var inverse = 0.0; // of unit `lane`
     if lane < n_quads / 8u {
-        var max_size = 0.0;
-        for (var i = 0u; i < 8u; i++) {
-            max_size = max(max_size, partial[lane * 8u + i]);
-        }
-        inverse = inverse_scale(max_size);
+        let first = lane * 8u;
+        let sizes0 = vec4(partial[first], partial[first + 1u], partial[first + 2u], partial[first + 3u]);
+        let sizes1 = vec4(partial[first + 4u], partial[first + 5u], partial[first + 6u], partial[first + 7u]);
+        inverse = inverse_scale(largest_of(larger(sizes0, sizes1)));
         unit_inverses[lane] = inverse;
     }
     workgroupBarrier();

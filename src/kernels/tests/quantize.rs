@@ -127,8 +127,11 @@ fn mistakes_in_quantize_are_found() {
         ("clamp(round(", "clamp(floor(0.5 + "),
         ("clamp(bits >> 23u, 10u, 240u)", "bits >> 23u"),
         ("(mantissa >> 8u) + 1u", "mantissa >> 8u"),
-        ("select(inverse, 0.0, bits < (10u << 23u))", "inverse"),
-        ("max(sizes0, sizes1)", "max(sizes0, sizes0)"),
+        (
+            "select(bitcast<u32>(inverse), 0u, bits < (10u << 23u))",
+            "bitcast<u32>(inverse)",
+        ),
+        ("larger(sizes0, sizes1)", "larger(sizes0, sizes0)"),
         ("sum += quad_sums[lane + i]", "sum += quad_sums[i]"),
         ("row >= batch.n_rows", "row > batch.n_rows"),
         ("quad < n_quads, lane", "quad + 1u < n_quads, lane"),
