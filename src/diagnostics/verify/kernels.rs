@@ -21,6 +21,9 @@ pub(super) const CAPACITY: usize = 1640;
 /// More rows than this take long on the reference: they are tried on random values alone.
 const MANY_ROWS: usize = 67;
 
+/// More rows than this take too long for a quick check to try them on more than random values behind some others.
+const QUICK_ROWS: usize = 5;
+
 /// What the kernels came to.
 #[derive(Debug, Default)]
 pub(super) struct KernelReport {
@@ -192,12 +195,14 @@ impl Prober<'_> {
                     }
             )
         });
-        let positions = match minds_positions {
-            true => &POSITIONS[..],
-            false => &POSITIONS[..1],
+        let positions = match (minds_positions, depth, batch.n_rows()) {
+            (false, ..) => &POSITIONS[..1],
+            (true, Depth::Quick, n_rows) if n_rows > QUICK_ROWS => &POSITIONS[1..2],
+            (true, ..) => &POSITIONS[..],
         };
         let inputs: &[Input] = match (depth, batch.n_rows()) {
             (_, n_rows) if n_rows > MANY_ROWS => &[Input::Random],
+            (Depth::Quick, n_rows) if n_rows > QUICK_ROWS => &[Input::Random],
             (Depth::Quick, 2..) => &[Input::Random, Input::Huge],
             _ => &[Input::Random, Input::Tiny, Input::Huge, Input::Zero],
         };
