@@ -89,6 +89,9 @@ fn failures_are_errors_with_the_line() {
 
 #[test]
 fn a_hostile_template_comes_to_an_end() {
+    let doubled = "{% set n = namespace(v=1) %}{% for i in range(18) %}{% set n.v = [n.v, n.v] %}{% endfor %}";
+    render(doubled, &[]).unwrap();
+    let doubled = |end| format!("{doubled}{{% for i in range(999) %}}{end}{{% endfor %}}");
     let parens = format!("{{{{ {}1{} }}}}", "(".repeat(9999), ")".repeat(9999));
     let blocks = "{% if 1 %}".repeat(9999);
     let huge = " ".repeat(1 << 21);
@@ -98,9 +101,9 @@ fn a_hostile_template_comes_to_an_end() {
         "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ [1]|tojson(indent=99999999999) }}",
-        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = [n.v, n.v] %}{% endfor %}{{ n.v|tojson }}",
-        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = [n.v, n.v] %}{% endfor %}{{ n.v }}",
-        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = [n.v, n.v] %}{% endfor %}{{ n.v|string }}",
+        doubled("{% if n.v|tojson %}{% endif %}").as_str(),
+        doubled("{{ n.v }}").as_str(),
+        doubled("{% if n.v|string %}{% endif %}").as_str(),
         "{% set n = namespace(v=1) %}{% set n.v = n %}{{ n }}",
         "{{ ('y' * 1000000).join(range(99999))|length }}",
         "{% set n = namespace(v=1) %}{% for i in range(200) %}{% set n.v = [n.v] %}{% endfor %}{{ n.v|tojson }}",
@@ -149,15 +152,30 @@ fn most_memory() -> u64 {
 fn a_value_without_end_is_refused() {
     let nested = "{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}";
     let statements = "{% set x = [x] %}".repeat(50_000);
-    let doubled = |end| {
-        "{% set m = namespace(v=2) %}{% for i in range(60) %}{% set n.v = [n.v, n.v] %}\
-         {% set m.v = [m.v, m.v] %}{% endfor %}"
-            .to_owned()
-            + end
+    // Small enough to be made; what is done with them often is not.
+    let again =
+        |what| format!("{{% for j in range(999) %}}{{% if {what} %}}{{% endif %}}{{% endfor %}}");
+    let doubling = "{% set m = namespace(v=2) %}{% for i in range(18) %}{% set n.v = [n.v, n.v] %}\
+                    {% set m.v = [m.v, m.v] %}{% endfor %}";
+    render_hostile(&format!("{{% set n = namespace(v=1) %}}{doubling}")).unwrap();
+    let doubled = |what| doubling.to_owned() + &again(what);
+    let within = |inner: &str| {
+        "{% with x = [x, x], y = [y, y] %}".repeat(18) + inner + &"{% endwith %}".repeat(18)
     };
-    let with = "{% with x = [x, x], y = [y, y] %}".repeat(60)
-        + "{{ x == y }}"
-        + &"{% endwith %}".repeat(60);
+    render_hostile(&within("")).unwrap();
+    let with = within(&again("x == y"));
+    let with_macro = |inner: &str| {
+        format!(
+            "{{% macro f(x, y, k) %}}{{% if k %}}{{{{ f([x, x], [y, y], k - 1) }}}}{{% else %}}{inner}{{% endif %}}\
+             {{% endmacro %}}{{{{ f(1, 2, 18) }}}}"
+        )
+    };
+    render_hostile(&with_macro("")).unwrap();
+    let nested_loops = |inner: &str| {
+        format!(
+            "{{% for i in range(99999) %}}{{% for j in [1] %}}{inner}{{% endfor %}}{{% endfor %}}"
+        )
+    };
     let filters = format!("{{{{ [1]{} }}}}", "|batch(1)".repeat(50_000));
     let sums = format!("{{{{ 1{} }}}}", " + 1".repeat(200_000));
     let calls = format!("{{{{ n{} }}}}", "()".repeat(200_000));
@@ -174,12 +192,12 @@ fn a_value_without_end_is_refused() {
         &sums,
         &calls,
         &ends,
-        &doubled("{{ n.v == m.v }}"),
-        &doubled("{{ n.v < m.v }}"),
-        &doubled("{{ n.v in [m.v] }}"),
-        &doubled("{{ [n.v, m.v]|unique }}"),
-        &doubled("{{ {n.v: 1} }}"),
-        &doubled("{{ loop.changed(n.v) }}"),
+        &doubled("n.v == m.v"),
+        &doubled("n.v < m.v"),
+        &doubled("n.v in [m.v]"),
+        &doubled("[n.v, m.v]|unique|list"),
+        &doubled("{n.v: 1}"),
+        &doubled("loop.changed(n.v)"),
         "{% set n.v = n %}{{ [n, n]|sort }}",
         "{% set n.v = n %}{{ [n, namespace(v=n)]|unique }}",
         "{%- set n.v = [n] -%}{{ n ~ n }}",
@@ -187,8 +205,12 @@ fn a_value_without_end_is_refused() {
         "{% set f = namespace %}{% set m = f(v=n) %}{% set n.v = m %}{{ n == m }}",
         "{% set n.v = {'a': n} %}{{ n|string }}",
         "{% set n.v = dict(a=n) %}{{ n|string }}",
-        "{% macro f(x, y, k) %}{% if k %}{{ f([x, x], [y, y], k - 1) }}{% else %}{{ x == y }}{% endif %}\
-         {% endmacro %}{{ f(1, 2, 60) }}",
+        &with_macro(&again("x == y")),
+        &nested_loops("{% if loop.changed(n.v) %}{% endif %}{% set n.v = loop %}"),
+        &nested_loops("{% if loop.changed(loop) %}{% endif %}"),
+        &nested_loops("{% set n.v = [loop] %}"),
+        "{% for i in range(99999) %}{% set x = n.v %}{% macro f() %}{{ x }}{% endmacro %}{% set n.v = f %}{% endfor %}",
+        &nested_loops("{% macro f() %}{{ loop }}{% endmacro %}{% if loop.changed(f) %}{% endif %}"),
         "{% for x in [[1]] recursive %}{{ loop([[x, x]]) }}{% endfor %}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(*[1]) }}",
     ] {
@@ -196,7 +218,7 @@ fn a_value_without_end_is_refused() {
         let error = render_hostile(&source).unwrap_err().to_string();
         let is_refused = [
             "nests too deep",
-            "a namespace is inside",
+            "is inside another value",
             "out of fuel",
             "words and signs",
             "`elif`",
@@ -257,6 +279,23 @@ fn work_on_large_values_is_paid_for() {
         (lists, "{% if {'a': a} == {'a': b} %}{% endif %}"),
         (lists, "{% if (a, b) == (b, a) %}{% endif %}"),
         (lists, "{{ a }}"),
+        (lists, "{% if a|pprint %}{% endif %}"),
+        (
+            "{% set a = 'x' * 5000000 %}",
+            "{% if a.strip('y' * 1000 ~ 'x') %}{% endif %}",
+        ),
+        (
+            "{% set a = 'x' * 5000000 %}",
+            "{% if a.lstrip('y' * 1000 ~ 'x') %}{% endif %}",
+        ),
+        (
+            "{% set a = 'x' * 5000000 %}",
+            "{% if a.rstrip('y' * 1000 ~ 'x') %}{% endif %}",
+        ),
+        (
+            "{% set a = 'x' * 5000000 %}",
+            "{% if a|trim('y' * 1000 ~ 'x') %}{% endif %}",
+        ),
     ] {
         render_hostile(values).unwrap();
         let source = format!("{values}{}", again(what));
@@ -275,8 +314,6 @@ fn work_on_large_values_is_paid_for() {
         "{% set n = namespace(s=['x']) %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
         "{{ '{:999999999}'.format(1) }}",
         "{{ ('{0}' * 1000000).format('x' * 1000000) }}",
-        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x|pprint }}",
-        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ debug() }}",
         "{{ ('x\n' * 10000000).splitlines()|length ~ ('x' * 99999999).split('')|length }}",
     ];
     for source in once {
@@ -287,6 +324,57 @@ fn work_on_large_values_is_paid_for() {
         assert!(is_refused, "{source}: {error}");
     }
     assert!(most_memory() < 1 << 30, "{} bytes", most_memory());
+}
+
+/// The engine computes constants while it compiles.
+#[test]
+fn large_constants_are_refused_before_they_are_computed() {
+    for source in [
+        "{% if [1] * 99999999 == [1] * 99999999 %}{% endif %}",
+        "{{ '' ~ ([1] * 99999999) }}",
+        "{{ 2 in [1] * 99999999 }}",
+        "{{ 2 in 99999999 * [1] }}",
+        "{{ 2 in ([1] + [1]) * 99999999 }}",
+        "{{ 2 in [1] * 1000 * 1000 * 1000 }}",
+        "{{ 2 in [1] * (9999 * 9999) }}",
+        "{{ 3 * (2 in [1] * 99999999) }}",
+        "{% for x in [1] if 2 in [1] * 99999999 %}{% endfor %}",
+        "{% macro f(x=2 in [1] * 99999999) %}{% endmacro %}",
+        "{% call m(2 in [1] * 99999999) %}{% endcall %}",
+        "{% with x = 2 in [1] * 99999999 %}{% endwith %}",
+        "{% if 0 %}{% elif 1|default(x=[2 in [1] * 99999999]) %}{% endif %}",
+        "{{ {'a': x[(2 in [1] * 99999999):]}.a if 1 is eq(2 in [1] * 99999999) }}",
+    ] {
+        let error = render_hostile(source).unwrap_err().to_string();
+        let is_refused = error.contains("line 1: a constant list is too large");
+        assert!(is_refused, "{source}: {error}");
+    }
+    for source in [
+        "{{ 2 in [1] * 1000 }}",
+        "{{ [1] * -5 }}{{ '=' * 99999999 == '' }}",
+    ] {
+        render_hostile(source).unwrap();
+    }
+}
+
+#[test]
+fn what_the_engine_does_not_survive_is_refused() {
+    for (source, expected) in [
+        (
+            "{% for x in [1] %}{{ loop.cycle() }}{% endfor %}",
+            "`cycle` without arguments",
+        ),
+        (
+            "{% for x in [1] %}{{ loop.cycle(**{}) }}{% endfor %}",
+            "unexpected keyword",
+        ),
+        ("{{ debug() }}", "debug"),
+    ] {
+        let error = render_hostile(source).unwrap_err().to_string();
+        assert!(error.contains(expected), "{source}: {error}");
+    }
+    let cycled = "{% for x in [1, 2, 3] %}{{ loop.cycle('a', 'b') }}{% endfor %}";
+    assert_eq!(render_hostile(cycled).unwrap(), "aba");
 }
 
 /// None of it is in the way of what templates do.

@@ -302,7 +302,7 @@ fn ids_beyond_the_vocabulary_are_errors() {
 #[test]
 fn contradictions_in_the_metadata_name_the_key() {
     type Change = fn(&mut Metadata);
-    let cases: [(Metadata, Change, &str); 13] = [
+    let cases: [(Metadata, Change, &str); 14] = [
         (
             Metadata::default(),
             |_| {},
@@ -337,6 +337,14 @@ fn contradictions_in_the_metadata_name_the_key() {
             tiny_bpe(),
             |m| drop(m.insert("tokenizer.ggml.token_type", vec![BYTE; 266])),
             "key `tokenizer.ggml.tokens`: byte token 0 is",
+        ),
+        (
+            words(
+                "t5",
+                &unscored(&["a", &"b".repeat(4096), &"c".repeat(4097)]),
+            ),
+            |_| {},
+            "key `tokenizer.ggml.tokens`: entry 5 has 4097 bytes, expected at most 4096",
         ),
         (
             tiny_bpe(),
@@ -654,6 +662,36 @@ fn word_piece_takes_the_longest_pieces_or_the_whole_word_is_unknown() {
     assert!(ids(&tokenizer, "").is_empty() && ids(&tokenizer, " \n").is_empty());
     metadata.insert("tokenizer.ggml.normalizer.lowercase", false);
     assert_eq!(ids(&build(&metadata), "A a á"), [0, 8, 0]);
+}
+
+/// Of a long piece that the text begins, but does not end, each prefix could be looked for.
+#[test]
+fn a_long_word_is_encoded_in_reasonable_time() {
+    let long = "a".repeat(4095) + "b";
+    let tokenizer = build(&words("bert", &unscored(&["▁a", "a", &long])));
+    let started = std::time::Instant::now();
+    let found = ids(&tokenizer, &"a".repeat(100_000));
+    assert_eq!(found.len(), 100_000);
+    assert!(found[0] == 3 && found[1..].iter().all(|&id| id == 4));
+    let took = started.elapsed();
+    assert!(took.as_secs() < 20, "{took:?}");
+}
+
+#[test]
+fn user_defined_tokens_are_found_before_the_words_of_unigram() {
+    let pieces = unscored(&["▁", "a", "▁a", "<x>", "<x>a"]);
+    let mut metadata = words("t5", &pieces);
+    let types = [
+        vec![UNKNOWN, CONTROL, CONTROL],
+        vec![NORMAL; 3],
+        vec![USER_DEFINED; 2],
+    ];
+    metadata.insert("tokenizer.ggml.token_type", types.concat());
+    let tokenizer = build(&metadata);
+    for parse_special in [false, true] {
+        let found = tokenizer.encode("a<x>a<x>", false, parse_special).unwrap();
+        assert_eq!(found, [5, 7, 6]);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Templates as instructions that pay for what they do: see `limits.rs`.
 
-use super::limits::{ARGUMENTS, AT_ONCE, ATTRIBUTE, COMPARED, JOINED, LAZY, MADE, SORTED};
+use super::constants;
+use super::limits::{ARGUMENTS, AT_ONCE, ATTRIBUTE, COMPARED, JOINED, KEPT, LAZY, MADE, SORTED};
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Error, ErrorKind};
@@ -8,7 +9,7 @@ use minijinja::{Error, ErrorKind};
 /// Words and signs in one tag, whose expression is walked through on the stack. Those of real templates have 62.
 const MAX_TOKENS: usize = 1000;
 
-/// Each `elif` of a template is compiled inside of the one before. Those of real templates are 20 at most.
+/// All the `elif` of a template: each is compiled inside of the one before. Those of real templates are 20 at most.
 const MAX_ELIFS: usize = 300;
 
 /// Filters that look at no value inside of another one.
@@ -45,6 +46,7 @@ pub(super) fn compile<'source>(
 ) -> Result<Instructions<'source>, Error> {
     check_tags(source, syntax.clone())?;
     let template = parse(source, name, syntax)?;
+    constants::check(&template)?;
     let mut generator = CodeGenerator::new(name, source);
     generator.compile_stmt(&template);
     let (compiled, _) = generator.finish();
@@ -93,7 +95,7 @@ pub(super) fn compile<'source>(
     Ok(paying)
 }
 
-/// Refuses tags that are too long, and too many that follow each other inside of one.
+/// Refuses tags that are too long, and too many of those that are compiled inside of each other.
 fn check_tags(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
     let mut n_tokens = 0;
     let mut n_elifs = 0;
@@ -168,6 +170,12 @@ fn payments_before<'source>(
         }
     };
     match instruction {
+        // The engine divides by the number of arguments, of which the loop itself is none.
+        Instruction::CallMethod("cycle", Some(..=1)) => {
+            let message = "`cycle` without arguments";
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        }
+        Instruction::CallMethod("changed", n_arguments) => of_arguments(*n_arguments, KEPT),
         Instruction::Eq
         | Instruction::Ne
         | Instruction::Gt

@@ -15,7 +15,15 @@ const MAX_DEPTH: usize = 100;
 const VALUES_PER_FUEL: usize = 4;
 
 /// Bytes of text for a unit of fuel, as the engine counts them.
-const BYTES_PER_FUEL: usize = 64;
+pub(super) const BYTES_PER_FUEL: usize = 64;
+
+/// The engine's types, and their names, that can hold each other: a namespace what is assigned to it, a loop what
+/// `changed` was asked last, a macro the variables that it names.
+const HOLDING: [(&str, &str); 3] = [
+    ("::Namespace", "namespace"),
+    ("::Loop", "loop"),
+    ("::Macro", "macro"),
+];
 
 /// How often what sorts looks at a value, at most: the logarithm of the most values that the fuel allows.
 const SORT_COST: usize = 24;
@@ -29,6 +37,7 @@ pub(super) const LAZY: &str = "|lazy";
 pub(super) const AT_ONCE: &str = "|at-once";
 pub(super) const ARGUMENTS: &str = "|arguments";
 pub(super) const SORTED: &str = "|sorted";
+pub(super) const KEPT: &str = "|kept";
 
 /// Gives an environment what `compile.rs` puts in, and the tests that compare, which other filters call by name.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -50,10 +59,13 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_test(LAZY, |value: &Value| is_lazy(value));
     environment.add_filter(AT_ONCE, at_once);
     environment.add_filter(ARGUMENTS, |state: &State, values: &Value| {
-        arguments(state, values, 1)
+        arguments(state, values, false, 1)
     });
     environment.add_filter(SORTED, |state: &State, values: &Value| {
-        arguments(state, values, SORT_COST)
+        arguments(state, values, false, SORT_COST)
+    });
+    environment.add_filter(KEPT, |state: &State, values: &Value| {
+        arguments(state, values, true, 1)
     });
     type Comparison = fn(&Value, &Value) -> bool;
     let comparisons: [(&[&str], Comparison); 6] = [
@@ -80,17 +92,24 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     });
 }
 
-/// The items of arguments from the last to the first, as they are taken out of the list again.
-fn arguments(state: &State, values: &Value, times: usize) -> Result<Vec<Value>, Error> {
+/// The items of arguments from the last to the first, as they are taken out of the list again. With `are_kept` the
+/// first one holds the others afterwards.
+fn arguments(
+    state: &State,
+    values: &Value,
+    are_kept: bool,
+    times: usize,
+) -> Result<Vec<Value>, Error> {
     let mut values: Vec<Value> = values.try_iter()?.collect();
-    for value in &values {
+    for (index, value) in values.iter().enumerate() {
+        let is_inside = are_kept && index > 0;
         match value.is_kwargs() {
             true => {
                 for key in value.try_iter()? {
-                    pay(state, &value.get_item(&key)?, false, times)?;
+                    pay(state, &value.get_item(&key)?, is_inside, times)?;
                 }
             }
-            false => pay(state, value, false, times)?,
+            false => pay(state, value, is_inside, times)?,
         }
     }
     values.reverse();
@@ -116,8 +135,8 @@ fn at_once(state: &State, value: &Value) -> Result<Value, Error> {
     Ok(items.into())
 }
 
-/// Takes the fuel for walking through a value `times` times. Namespaces may not be in others, nor in other values:
-/// there they could hold themselves.
+/// Takes the fuel for walking through a value `times` times. Namespaces, loops and macros may not be in others, nor in
+/// other values: there they could hold themselves, or each other without end.
 pub(super) fn pay(
     state: &State,
     value: &Value,
@@ -138,7 +157,7 @@ fn pay_for_container(
     times: usize,
 ) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::Plain => {
             let depth = usize::from(is_inside);
             Walk { state, times, n: 0 }.enter(value, depth)
         }
@@ -160,7 +179,7 @@ impl Walk<'_, '_, '_> {
         }
         let is_map = match value.kind() {
             ValueKind::Map => true,
-            ValueKind::Seq | ValueKind::Iterable => false,
+            ValueKind::Seq | ValueKind::Iterable | ValueKind::Plain => false,
             ValueKind::String => {
                 let n_bytes = value.as_str().map_or(0, str::len);
                 let fuel = self.times * n_bytes / BYTES_PER_FUEL;
@@ -168,15 +187,22 @@ impl Walk<'_, '_, '_> {
             }
             _ => return Ok(()),
         };
-        let refuse = |message| Err(Error::new(ErrorKind::InvalidOperation, message));
+        let refuse =
+            |message: &str| Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()));
         if depth > MAX_DEPTH {
             return refuse("a list or map nests too deep");
         }
-        let is_namespace = value
-            .as_object()
-            .is_some_and(|object| object.type_name().ends_with("::Namespace"));
-        if is_namespace && depth > 0 {
-            return refuse("a namespace is inside another value");
+        if let Some(object) = value.as_object()
+            && depth > 0
+        {
+            for (name, shown) in HOLDING {
+                if object.type_name().ends_with(name) {
+                    return refuse(&format!("a {shown} is inside another value"));
+                }
+            }
+        }
+        if value.kind() == ValueKind::Plain {
+            return Ok(());
         }
         for item in value.try_iter()? {
             self.enter(&item, depth + 1)?;

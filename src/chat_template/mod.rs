@@ -5,6 +5,7 @@
 //! (`apply_chat_template` in its `chat_template_utils.py`). All of that is given to them here.
 
 mod compile;
+mod constants;
 mod json;
 mod limits;
 mod message;
@@ -93,8 +94,10 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`Error::ChatTemplate`] with the line where it is not a Jinja template, or for one of more than
-    /// a mebibyte.
+    /// [`Error::ChatTemplate`] with the line where it is not a Jinja template, or for one that goes beyond
+    /// what any model's template has: more than a mebibyte, more than 1000 words and signs in a tag or
+    /// 300 `elif` in all, arguments from a list (`f(*xs)`), `loop.cycle` without arguments, or a constant
+    /// list that is repeated to more than 1024 items.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate> {
         if source.len() > MAX_SOURCE_BYTES {
             let message = format!(
@@ -114,8 +117,11 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::show);
+        // Shows all that there is, unpaid.
+        environment.remove_global("debug");
         environment.add_filter("string", python::string);
         environment.add_filter("tojson", python::tojson);
+        environment.add_filter("trim", python::trim);
         environment.add_function("raise_exception", python::raise_exception);
         environment.add_function("strftime_now", |format: &str| {
             strftime::utc(format, SystemTime::now())
@@ -166,7 +172,9 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`Error::ChatTemplate`] with the line where the template fails, refuses the conversation or
-    /// does not come to an end.
+    /// does not come to an end; where lists and maps nest more than 100 levels deep, where a namespace, a
+    /// loop or a macro is put inside another value, and where one filter or method would write more than
+    /// 16 MiB of text.
     pub fn render_with(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         // Jinja tells what is absent from what is there and empty.
         let tools = match options.tools.as_slice() {

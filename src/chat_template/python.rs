@@ -1,7 +1,9 @@
 //! What Hugging Face `transformers` adds to Jinja2 for chat templates.
 
+use std::borrow::Cow;
+
 use fancy_regex::Regex;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, StringInput, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value};
 
 /// The template without `{% generation %}` and `{% endgeneration %}`, which mark what the model has
@@ -37,6 +39,11 @@ pub(super) fn method(
     arguments: &[Value],
 ) -> Result<Value, Error> {
     let length = |value: &Value| value.as_str().map_or(0, str::len);
+    if let (Some(text), "strip" | "lstrip" | "rstrip", [chars, ..]) =
+        (value.as_str(), name, arguments)
+    {
+        pay_for_trim(state, text, length(chars))?;
+    }
     let n_bytes = match (value.as_str(), name, arguments) {
         (Some(text), "replace", [old, new, ..]) => {
             let n_matches = old.as_str().map_or(0, |old| text.matches(old).count());
@@ -70,6 +77,22 @@ pub(super) fn method(
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// Each character that goes is looked for among those that may go.
+fn pay_for_trim(state: &State, text: &str, n_chars: usize) -> Result<(), Error> {
+    let n_looks = text.len().saturating_mul(n_chars);
+    state.consume_fuel((n_looks / super::limits::BYTES_PER_FUEL) as u64)
+}
+
+/// The filter `trim`.
+pub(super) fn trim(
+    state: &State,
+    value: StringInput<'_>,
+    chars: Option<Cow<'_, str>>,
+) -> Result<Value, Error> {
+    pay_for_trim(state, value.as_str(), chars.as_deref().map_or(0, str::len))?;
+    Ok(minijinja::filters::trim(value, chars))
 }
 
 /// Writes what `{{ }}` shows.

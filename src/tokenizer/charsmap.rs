@@ -11,6 +11,9 @@ use crate::gguf::{Array, Metadata, Value};
 
 const KEY: &str = "tokenizer.ggml.precompiled_charsmap";
 
+/// The longest key and the longest replacement, in bytes. The longest replacement of Unicode's own normal forms has 33.
+const MAX_BYTES: usize = 256;
+
 /// The replacements of a `t5` vocabulary.
 pub(super) struct CharsMap {
     units: Vec<u32>,
@@ -44,6 +47,11 @@ impl CharsMap {
             .map(|unit| u32::from_le_bytes(*unit));
         let replacements = std::str::from_utf8(replacements)
             .map_err(|error| invalid_key(KEY, format!("replacements: {error}")))?;
+        let longest = replacements.split('\0').map(str::len).max().unwrap_or(0);
+        if longest > MAX_BYTES {
+            let found = format!("a replacement of {longest} bytes, expected at most {MAX_BYTES}");
+            return Err(invalid_key(KEY, found));
+        }
         Ok(CharsMap {
             units: units.collect(),
             replacements: replacements.to_owned(),
@@ -54,7 +62,9 @@ impl CharsMap {
     pub fn replacement(&self, text: &str) -> Option<(usize, &str)> {
         let mut longest = None;
         let mut node = offset(*self.units.first()?);
-        for (index, byte) in text.bytes().enumerate().take_while(|&(_, byte)| byte != 0) {
+        // The child of a damaged unit may be the unit itself.
+        let bytes = text.bytes().take(MAX_BYTES).enumerate();
+        for (index, byte) in bytes.take_while(|&(_, byte)| byte != 0) {
             node ^= usize::from(byte);
             let Some(&unit) = self.units.get(node) else {
                 break;
@@ -113,12 +123,29 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_end_is_not_followed() {
+        let a = u32::from(b'a');
+        let mut units = vec![0_u32; 512];
+        units[0] = 256 << 10;
+        units[256 ^ a as usize] = a | IS_KEY | (a << 10);
+        units[256] = 1 << 31;
+        let mut bytes = 2048_u32.to_le_bytes().to_vec();
+        bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        bytes.extend(b"b\0");
+        let map = CharsMap::new(&bytes).expect("valid");
+        assert_eq!(map.replacement(&"a".repeat(9)), Some((9, "b")));
+        assert_eq!(map.replacement(&"a".repeat(1000)), Some((MAX_BYTES, "b")));
+    }
+
+    #[test]
     fn damaged_maps_are_refused_or_replace_nothing() {
         let bytes = bytes();
         for length in [1, 3, 4, 100, 4099] {
             assert!(CharsMap::new(&bytes[..length]).is_err(), "{length}");
         }
         assert!(CharsMap::new(&[&bytes[..4100], &[0xFF]].concat()).is_err());
+        let replaced = |n_bytes| CharsMap::new(&[&bytes[..], &vec![b'x'; n_bytes]].concat());
+        assert!(replaced(MAX_BYTES).is_ok() && replaced(MAX_BYTES + 1).is_err());
         let mut state = 3_u32;
         for _ in 0..2000 {
             let mut damaged = bytes.clone();

@@ -19,7 +19,6 @@ pub(super) struct Unigram {
     pieces: Vec<Piece>,
     unknown: u32,
     unknown_score: f64,
-    user_defined: Vec<String>,
     chars_map: Option<CharsMap>,
     add_space_prefix: bool,
     merges_spaces: bool,
@@ -46,7 +45,7 @@ impl Unigram {
             let found = format!("{} entries, expected {}", scores.len(), vocabulary.len());
             return Err(invalid_key(SCORES, found));
         }
-        let (mut pieces, mut spellings, mut user_defined) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pieces, mut spellings) = (Vec::new(), Vec::new());
         let mut worst = f64::INFINITY;
         for ((id, token), score) in vocabulary.tokens().zip(scores) {
             if !score.is_finite() {
@@ -57,10 +56,7 @@ impl Unigram {
                     worst = worst.min(f64::from(score));
                     f64::from(score)
                 }
-                Kind::UserDefined => {
-                    user_defined.push(token.to_owned());
-                    0.0
-                }
+                Kind::UserDefined => 0.0,
                 Kind::Unused => f64::from(score),
                 Kind::Control | Kind::Unknown | Kind::Byte => continue,
             };
@@ -75,7 +71,6 @@ impl Unigram {
             pieces,
             unknown,
             unknown_score: if worst.is_finite() { worst } else { 0.0 } - UNKNOWN_PENALTY,
-            user_defined,
             chars_map: CharsMap::from_metadata(metadata)?,
             add_space_prefix: metadata
                 .bool("tokenizer.ggml.add_space_prefix")?
@@ -125,7 +120,8 @@ impl Unigram {
         ids[n_before..].reverse();
     }
 
-    /// The text as the model's own normaliser leaves it, with marks for spaces.
+    /// The text as the model's own normaliser leaves it, with marks for spaces. User-defined tokens, which it passes
+    /// over, have been cut out already.
     fn normalize(&self, text: &str) -> String {
         let mut normalized = String::with_capacity(text.len() + text.len() / 4);
         let (mut in_word, mut has_space_in_front) = (false, false);
@@ -150,25 +146,11 @@ impl Unigram {
         };
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
-            let is_prefix = |token: &&String| rest.starts_with(token.as_str());
-            let user_defined = self
-                .user_defined
-                .iter()
-                .filter(is_prefix)
-                .map(String::len)
-                .max();
-            let mut n_taken = user_defined.filter(|&len| len > 0).unwrap_or(c.len_utf8());
-            let replacement = match (&self.chars_map, user_defined) {
-                (Some(map), None) => map.replacement(rest),
-                _ => None,
-            };
-            match replacement {
-                Some((n_bytes, replacement)) => {
-                    push(replacement);
-                    n_taken = n_bytes;
-                }
-                None => push(&rest[..n_taken]),
-            }
+            let chars_map = self.chars_map.as_ref();
+            let (n_taken, part) = chars_map
+                .and_then(|map| map.replacement(rest))
+                .unwrap_or((c.len_utf8(), &rest[..c.len_utf8()]));
+            push(part);
             rest = &rest[n_taken..];
         }
         normalized

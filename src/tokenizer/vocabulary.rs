@@ -10,6 +10,9 @@ use crate::gguf::Metadata;
 /// What SentencePiece writes for a space, U+2581.
 pub(super) const SPACE_MARK: &str = "\u{2581}";
 
+/// The longest token, in bytes: what is looked for at each place of a text. Those of real vocabularies have 256 at most.
+const MAX_TOKEN_BYTES: usize = 4096;
+
 /// How a normal token spells its text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum PieceText {
@@ -114,6 +117,12 @@ impl Vocabulary {
                 "tokenizer.ggml.tokens",
                 "more entries than there are ids",
             ));
+        }
+        if let Some(id) = tokens.iter().position(|t| t.len() > MAX_TOKEN_BYTES) {
+            let n_bytes = tokens[id].len();
+            let found =
+                format!("entry {id} has {n_bytes} bytes, expected at most {MAX_TOKEN_BYTES}");
+            return Err(invalid_key("tokenizer.ggml.tokens", found));
         }
         let kinds = match metadata.i32s("tokenizer.ggml.token_type")? {
             Some(types) => parse_kinds(&types, tokens.len())?,

@@ -4,11 +4,11 @@
 //! files spell a piece that begins a word with U+2581 in front and one inside a word as it is.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use fancy_regex::Regex;
 use tokenizers::NormalizedString;
 
+use super::trie::Trie;
 use super::vocabulary::{Kind, SPACE_MARK, Vocabulary};
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
@@ -24,9 +24,10 @@ const ACCENTS: &str = r"\p{Mn}+";
 
 /// The pieces of a `bert` vocabulary.
 pub(super) struct WordPiece {
-    pieces: HashMap<Box<str>, u32>,
-    /// Of all pieces, in bytes.
-    longest: usize,
+    /// Its numbers are the indices of `pieces`.
+    trie: Trie,
+    /// Their ids.
+    pieces: Vec<u32>,
     unknown: u32,
     words: Regex,
     dropped: Regex,
@@ -42,14 +43,12 @@ impl WordPiece {
         };
         let lowercase = option("lowercase", true)?;
         let strips_accents = option("strip_accents", lowercase)?;
-        let mut pieces: HashMap<Box<str>, u32> = HashMap::with_capacity(vocabulary.len());
-        for (id, token) in vocabulary.tokens() {
-            if !matches!(vocabulary.kind(id), Kind::Control | Kind::Unknown) {
-                pieces.entry(token.into()).or_insert(id);
-            }
-        }
+        let (pieces, spellings): (Vec<u32>, Vec<&str>) = vocabulary
+            .tokens()
+            .filter(|&(id, _)| !matches!(vocabulary.kind(id), Kind::Control | Kind::Unknown))
+            .unzip();
         Ok(WordPiece {
-            longest: pieces.keys().map(|piece| piece.len()).max().unwrap_or(0),
+            trie: Trie::new(&spellings),
             pieces,
             unknown,
             words: compile(&format!(r"[{ALONE}]|[^\s{ALONE}]+"))?,
@@ -94,21 +93,18 @@ impl WordPiece {
         normalized
     }
 
+    /// Words may have any length, as in llama.cpp: `tokenization.py` takes those above 200 characters for unknown, the
+    /// `tokenizers` crate those above 100, and models were trained with one or the other.
     fn append(&self, word: &str, ids: &mut Vec<u32>) {
         let n_before = ids.len();
         let mut rest = word;
         while !rest.is_empty() {
-            let longest = rest.floor_char_boundary(self.longest);
-            let found = (1..=longest).rev().find_map(|end| {
-                let piece = rest.get(..end)?;
-                Some((end, *self.pieces.get(piece)?))
-            });
-            let Some((end, id)) = found else {
+            let Some((end, index)) = self.trie.prefixes(rest).last() else {
                 ids.truncate(n_before);
                 ids.push(self.unknown);
                 return;
             };
-            ids.push(id);
+            ids.push(self.pieces[index as usize]);
             rest = &rest[end..];
         }
     }
