@@ -415,8 +415,9 @@ impl EngineBuilder {
     /// becomes W + `scale` * alpha / rank * B A, whose alpha and rank the file has. 1 is as strong as it was trained; 0
     /// leaves the weights as they are. Several adapters add up.
     ///
-    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them or BF16, unless
-    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added.
+    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them, BF16 or MXFP4, unless
+    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added. Where the
+    /// logits are products with the embedding too, these stay as the file has them, and the embedding is held twice.
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
         self.loras.push((path.into(), scale));
         self
@@ -510,6 +511,7 @@ impl EngineBuilder {
             (None, Device::Reference) => Box::new(ReferenceBackend::new(weights)),
             (None, _) => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
         };
+        model.weights.check_merged()?;
         log::info!(
             "{} MiB of weights ready in {:.2} s",
             model.weights.stored_bytes() >> 20,

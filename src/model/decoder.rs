@@ -92,7 +92,8 @@ impl DecoderModel {
                 Presence::Optional,
             )?
         } else {
-            (token_embd, None)
+            // Adapters of the embedding are trained on what it looks up, not on the logits.
+            (find.without_added(token_embd), None)
         };
         match architecture.rope_divisors {
             RopeDivisors::None => {}
