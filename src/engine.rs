@@ -526,7 +526,19 @@ impl EngineBuilder {
         let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
         let int8_rows = backend.rounding().int8_rows;
         let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
-        let (kv, executor) = fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
+        let is_wish = self.context_length.is_some();
+        let (kv, mut executor) = fit_cache(backend.as_ref(), &plan, kv, is_wish)?;
+        let plan = match model.shrink_context(kv.capacity) {
+            false => plan,
+            // The angles of a shorter context are others.
+            true => {
+                let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+                let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
+                drop(executor);
+                executor = backend.executor(&plan, &kv)?;
+                plan
+            }
+        };
         log::info!(
             "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",
             model.spec.name,
