@@ -64,6 +64,8 @@ struct Inner {
     plan: Arc<Plan>,
     kv: KvLayout,
     sentinels: Sentinels,
+    /// The adapters in the weights, and how strong each is.
+    loras: Vec<(PathBuf, f32)>,
     /// Made at load to see that it fits; the first session takes it.
     first_executor: Mutex<Option<Box<dyn Executor>>>,
 }
@@ -240,6 +242,11 @@ impl Engine {
         on_reference: Range<usize>,
     ) -> Result<Vec<f32>> {
         logits_with_reference(self, tokens, on_reference)
+    }
+
+    /// The adapters in the weights, and how strong each is.
+    pub(crate) fn loras(&self) -> &[(PathBuf, f32)] {
+        &self.inner.loras
     }
 
     /// What products with weights round their activations to.
@@ -557,6 +564,7 @@ impl EngineBuilder {
                 plan,
                 kv,
                 sentinels,
+                loras: self.loras,
                 first_executor: Mutex::new(Some(executor)),
             }),
         })

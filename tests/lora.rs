@@ -289,6 +289,14 @@ fn model_with_an_adapter_verifies_on_every_device() {
         };
         let report = engine.verify(&options).unwrap();
         assert!(report.passed(), "{report}");
+        assert_eq!(report.adapters.len(), 1);
+        let text = report.to_string();
+        for part in [
+            "verify.gguf\", scale 1\n",
+            "with adapters added to 4 weights",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
     }
 }
 

@@ -62,6 +62,11 @@ impl Weight {
         self.ty == self.file_type && self.added.is_empty()
     }
 
+    /// Whether adapters add to it.
+    pub(crate) fn is_merged(&self) -> bool {
+        !self.added.is_empty()
+    }
+
     /// Bytes of the whole weight in the type of the device.
     pub(crate) fn stored_bytes(&self) -> u64 {
         (self.ty.row_bytes(self.n_cols) * self.n_rows) as u64
