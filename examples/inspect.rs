@@ -81,7 +81,7 @@ impl Needs {
             Some(name) if architectures().any(|(known, _)| known == name) => {
                 format!("{name}, supported")
             }
-            Some(name) => format!("{name}, not supported"),
+            Some(name) => format!("{}, not supported", name.escape_debug()),
             None => "not stated".to_owned(),
         };
         let mut types: BTreeMap<&str, (usize, bool)> = BTreeMap::new();
@@ -97,15 +97,17 @@ impl Needs {
         let tokenizer = match (text("tokenizer.ggml.model"), text("tokenizer.ggml.pre")) {
             (None | Some("none" | "no_vocab"), _) => "none: the model takes token ids".to_owned(),
             (Some(model), pre) => {
-                let pre = pre.map_or(String::new(), |pre| format!(", pre-tokenizer {pre}"));
+                let pre = pre.map_or(String::new(), |pre| {
+                    format!(", pre-tokenizer {}", pre.escape_debug())
+                });
                 let verdict = match Tokenizer::from_metadata(gguf.metadata()) {
                     Ok(_) => "supported".to_owned(),
                     Err(Error::Unsupported { kind, name, .. }) => {
-                        format!("{kind} {name} is not supported")
+                        format!("{kind} {} is not supported", name.escape_debug())
                     }
                     Err(error) => error.to_string(),
                 };
-                format!("{model}{pre}, {verdict}")
+                format!("{}{pre}, {verdict}", model.escape_debug())
             }
         };
         Needs {
@@ -167,7 +169,7 @@ fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result
 
     writeln!(out, "\nmetadata: {} keys", gguf.metadata().len())?;
     for (key, value) in gguf.metadata().iter() {
-        writeln!(out, "  {key} = {}", brief(value))?;
+        writeln!(out, "  {} = {}", key.escape_debug(), brief(value))?;
     }
 
     writeln!(out, "\ntensors: {}", gguf.tensors().len())?;
@@ -176,7 +178,7 @@ fn print_file(out: &mut impl Write, gguf: &Gguf, has_hashes: bool) -> io::Result
         write!(
             out,
             "  {:<28} {:<4} {shape:<14} {} bytes at {}",
-            tensor.name,
+            tensor.name.escape_debug().to_string(),
             tensor.ty.name(),
             tensor.n_bytes,
             tensor.offset,
@@ -211,7 +213,8 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
     writeln!(
         out,
         "  architecture: {}, name: {}",
-        spec.architecture, spec.name
+        spec.architecture,
+        spec.name.escape_debug()
     )?;
     writeln!(
         out,

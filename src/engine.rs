@@ -64,6 +64,8 @@ struct Inner {
     plan: Arc<Plan>,
     kv: KvLayout,
     sentinels: Sentinels,
+    /// The adapters in the weights, and how strong each is.
+    loras: Vec<(PathBuf, f32)>,
     /// Made at load to see that it fits; the first session takes it.
     first_executor: Mutex<Option<Box<dyn Executor>>>,
 }
@@ -242,6 +244,11 @@ impl Engine {
         logits_with_reference(self, tokens, on_reference)
     }
 
+    /// The adapters in the weights, and how strong each is.
+    pub(crate) fn loras(&self) -> &[(PathBuf, f32)] {
+        &self.inner.loras
+    }
+
     /// What products with weights round their activations to.
     pub(crate) fn rounding(&self) -> Rounding {
         self.inner.backend.rounding()
@@ -415,8 +422,9 @@ impl EngineBuilder {
     /// becomes W + `scale` * alpha / rank * B A, whose alpha and rank the file has. 1 is as strong as it was trained; 0
     /// leaves the weights as they are. Several adapters add up.
     ///
-    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them or BF16, unless
-    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added.
+    /// Such a matrix is held in 16-bit floats, or in 32-bit ones where the file has them, BF16 or MXFP4, unless
+    /// [`EngineBuilder::weights`] asks for a type: quantised again it would lose much of what was added. Where the
+    /// logits are products with the embedding too, these stay as the file has them, and the embedding is held twice.
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
         self.loras.push((path.into(), scale));
         self
@@ -510,6 +518,7 @@ impl EngineBuilder {
             (None, Device::Reference) => Box::new(ReferenceBackend::new(weights)),
             (None, _) => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
         };
+        model.weights.check_merged()?;
         log::info!(
             "{} MiB of weights ready in {:.2} s",
             model.weights.stored_bytes() >> 20,
@@ -524,7 +533,19 @@ impl EngineBuilder {
         let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
         let int8_rows = backend.rounding().int8_rows;
         let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
-        let (kv, executor) = fit_cache(backend.as_ref(), &plan, kv, self.context_length.is_some())?;
+        let is_wish = self.context_length.is_some();
+        let (kv, mut executor) = fit_cache(backend.as_ref(), &plan, kv, is_wish)?;
+        let plan = match model.shrink_context(kv.capacity) {
+            false => plan,
+            // The angles of a shorter context are others.
+            true => {
+                let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+                let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
+                drop(executor);
+                executor = backend.executor(&plan, &kv)?;
+                plan
+            }
+        };
         log::info!(
             "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",
             model.spec.name,
@@ -543,6 +564,7 @@ impl EngineBuilder {
                 plan,
                 kv,
                 sentinels,
+                loras: self.loras,
                 first_executor: Mutex::new(Some(executor)),
             }),
         })

@@ -60,7 +60,7 @@ pub use device::{
 };
 pub use diagnostics::compare;
 pub use diagnostics::{
-    BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,
+    Adapter, BisectReport, BlockScale, Check, Checked, Culprit, Depth, DiffOptions, Divergence,
     FeatureReport, FeatureTrial, FileReport, Finding, Input, Outcome, Phase, Problem, Profile,
     ProfiledDispatch, TensorDiff, TensorFault, TensorReport, Trace, TraceDiff, TraceEntry,
     TraceFinding, TraceOptions, TrialOutcome, UploadReport, VerifyOptions, VerifyReport,

@@ -390,6 +390,17 @@ fn inspect_shows_every_part_of_a_model() {
     }
 }
 
+#[test]
+fn inspect_escapes_names_that_are_not_printable() {
+    let writer = tiny::llama(WeightType::F32, None)
+        .metadata("note\u{1b}[2J", 1_u32)
+        .metadata("general.name", "tiny\u{1b}[1m");
+    let output = run("inspect", &["--model", &model_file("escape.gguf", writer)]);
+    let text = stdout(&output);
+    assert!(!text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("note\\u{1b}[2J = 1"), "{text}");
+}
+
 /// What inspect says at the end of a file, and its exit code.
 fn needs(file: &str, writer: Writer) -> (String, Option<i32>) {
     let model = model_file(file, writer);

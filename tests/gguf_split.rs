@@ -186,6 +186,13 @@ fn parts_of_different_models_are_refused() {
         mix(other_key),
         "part 2: key `test.key`: 2, but 1 in part 1: parts of different models"
     );
+    let more = part(4, 1).metadata("test.more", 1_u32).to_bytes().unwrap();
+    assert_eq!(
+        mix(more),
+        "part 2: key `test.more`: missing in part 1, which has those of the model"
+    );
+    let own = part(4, 1).metadata("split.note", 1_u32).to_bytes().unwrap();
+    assert!(mix(own).contains("all parts have 2 together"));
     let other_count = part(5, 1).to_bytes().unwrap();
     assert!(mix(other_count).contains("key `split.tensors.count`: 5, but 4 in part 1"));
     let too_few = part(4, 1).to_bytes().unwrap();

@@ -76,7 +76,7 @@ fn added(targets: &[Target], name: &str, scale: f32) -> Option<Vec<f64>> {
     )
 }
 
-/// The file with the sums in it, which are of type `ty`.
+/// The file with the sums in it, which are of type `ty`. Logits are products with the embedding as it was.
 fn merged(gguf: &Gguf, targets: &[Target], scale: f32, ty: WeightType) -> Gguf {
     let mut writer = Writer::new();
     for (key, value) in gguf.metadata().iter() {
@@ -98,6 +98,19 @@ fn merged(gguf: &Gguf, targets: &[Target], scale: f32, ty: WeightType) -> Gguf {
         };
         writer = writer
             .tensor(&tensor.name, tensor.shape.clone(), ty, bytes)
+            .unwrap();
+    }
+    let embedding = gguf.tensor("token_embd.weight").unwrap();
+    let is_added = targets.iter().any(|target| target.0 == embedding.name);
+    if is_added && gguf.tensor("output.weight").is_none() {
+        let bytes = gguf.tensor_bytes(embedding).to_vec();
+        writer = writer
+            .tensor(
+                "output.weight",
+                embedding.shape.clone(),
+                embedding.ty,
+                bytes,
+            )
             .unwrap();
     }
     Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap()
@@ -192,6 +205,52 @@ fn adapter_of_a_fused_tensor_is_added_to_its_parts() {
 }
 
 #[test]
+fn matrix_of_mxfp4_keeps_the_range_of_its_scales() {
+    let huge = |name: &str, values: &mut [f32]| {
+        if name == "blk.0.attn_v.weight" {
+            values.iter_mut().for_each(|value| *value *= 1e6);
+        }
+    };
+    let gguf = || {
+        let writer = tiny::altered(WeightType::MXFP4, None, &huge);
+        Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap()
+    };
+    let targets = [("blk.0.attn_v.weight", [RANK, 64], [32, RANK])];
+    let path = write("mxfp4.gguf", &adapter(&targets));
+    for device in support::devices() {
+        let found = logits(builder(gguf(), &device).lora(&path, 1.0));
+        let expected = merged(&gguf(), &targets, 1.0, WeightType::F32);
+        let error = relative_error(&found, &logits(builder(expected, &device)));
+        assert!(error <= 1e-5, "{device}: error {error:e}");
+    }
+}
+
+#[test]
+fn sum_that_16_bit_floats_do_not_hold_is_refused_by_name() {
+    let path = write("sum.gguf", &adapter(&TARGETS));
+    for device in support::devices() {
+        if device == Device::Reference {
+            continue;
+        }
+        let builder = builder(tiny::gguf(WeightType::Q8_0, None), &device);
+        let error = builder.lora(&path, 1e6).build().unwrap_err();
+        assert!(matches!(error, Error::InvalidModel { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("with its adapters is not finite"), "{text}");
+    }
+    let path = write(
+        "factor.gguf",
+        &adapter(&TARGETS).metadata("adapter.lora.alpha", 100.0_f32),
+    );
+    let builder = builder(tiny::gguf(WeightType::F32, None), &Device::Cpu);
+    let error = builder.lora(&path, f32::MAX).build().unwrap_err();
+    assert!(
+        error.to_string().contains("is not finite in 32 bits"),
+        "{error}"
+    );
+}
+
+#[test]
 fn several_adapters_add_up() {
     let path = write("twice.gguf", &adapter(&TARGETS));
     let gguf = || tiny::gguf(WeightType::F32, None);
@@ -230,6 +289,14 @@ fn model_with_an_adapter_verifies_on_every_device() {
         };
         let report = engine.verify(&options).unwrap();
         assert!(report.passed(), "{report}");
+        assert_eq!(report.adapters.len(), 1);
+        let text = report.to_string();
+        for part in [
+            "verify.gguf\", scale 1\n",
+            "with adapters added to 4 weights",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
     }
 }
 
@@ -275,6 +342,21 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
     );
     refused(
         file,
+        with("adapter.lora.use_rslora", Value::from(true)),
+        &["adapter key `adapter.lora.use_rslora`"],
+    );
+    let wide = ("blk.1.attn_v.weight", [33, 64], [32, 33]);
+    refused(
+        file,
+        adapter(&[wide]),
+        &[file, "rank 33, expected at most 32"],
+    );
+    let noted = with("adapter.lora.task_name", text("anything"))
+        .metadata("adapter.lora.prompt_prefix", text("Question: "));
+    let builder = builder(tiny::gguf(WeightType::F32, None), &Device::Cpu);
+    assert!(builder.lora(write(file, &noted), 1.0).build().is_ok());
+    refused(
+        file,
         with("adapter.lora.alpha", Value::from(f32::NAN)),
         &["alpha", "NaN"],
     );
@@ -287,8 +369,8 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
         ),
         (
             "blk.0.attn_norm.weight",
-            [RANK, 64],
-            [1, RANK],
+            [1, 64],
+            [1, 1],
             "no matrix of the model",
         ),
         (

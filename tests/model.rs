@@ -4,6 +4,7 @@
 mod tiny;
 
 use trueshot::gguf::{Gguf, TensorType, Value, WeightType, Writer};
+use trueshot::model::DecoderSpec;
 use trueshot::{Device, Engine, Error, GpuChoice};
 
 fn build(writer: Writer) -> Result<Engine, Error> {
@@ -166,4 +167,135 @@ fn missing_file_is_named() {
         .expect_err("no such file")
         .to_string();
     assert!(error.contains("no/such/model.gguf"), "{error}");
+}
+
+/// The metadata of a model of some architecture with one matrix: enough for its hyper-parameters to be read.
+fn spec(architecture: &str, keys: &[(&str, Value)]) -> Result<DecoderSpec, Error> {
+    let key = |suffix: &str| format!("{architecture}.{suffix}");
+    let n_layer = keys.iter().find(|(suffix, _)| *suffix == "block_count");
+    let n_tensors = n_layer.map_or(4, |_| 64);
+    let mut writer = Writer::new()
+        .metadata("general.architecture", architecture)
+        .metadata(key("block_count"), 4_u32)
+        .metadata(key("context_length"), 64_u32)
+        .metadata(key("embedding_length"), 32_u32)
+        .metadata(key("feed_forward_length"), 32_u32)
+        .metadata(key("attention.head_count"), 4_u32);
+    let epsilon = match architecture {
+        "cohere2" | "command-r" => key("attention.layer_norm_epsilon"),
+        _ => key("attention.layer_norm_rms_epsilon"),
+    };
+    writer = writer.metadata(epsilon, 1e-5_f32);
+    for (suffix, value) in keys {
+        writer = writer.metadata(key(suffix), value.clone());
+    }
+    let mut tensor = |name: String| {
+        let bytes = WeightType::F32.encode(&[1.0; 32]);
+        let next = writer.clone().tensor(name, [1, 32], WeightType::F32, bytes);
+        writer = next.unwrap();
+    };
+    tensor("token_embd.weight".to_owned());
+    (0..n_tensors).for_each(|index| tensor(format!("blk.{index}.attn_norm.weight")));
+    DecoderSpec::from_gguf(&Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap())
+}
+
+#[track_caller]
+fn refused_spec(architecture: &str, keys: &[(&str, Value)], what: &str) {
+    let error = spec(architecture, keys).unwrap_err();
+    assert!(matches!(error, Error::InvalidModel { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(what), "`{what}` is not in `{text}`");
+}
+
+#[test]
+fn numbers_that_nothing_can_compute_with_are_refused() {
+    let window = || ("attention.sliding_window", Value::from(8_u32));
+    for base in [0.0_f32, -1e4, 1.0] {
+        let base = ("rope.freq_base_swa", Value::from(base));
+        refused_spec("gemma3", &[window(), base], "layer 0: base of rope");
+    }
+    let base = ("rope.freq_base_swa", Value::from(1e4_f32));
+    assert!(spec("gemma3", &[window(), base]).is_ok());
+
+    let scale = ("logit_scale", Value::from(1e-45_f32));
+    refused_spec("granite", &[scale], "logit scale: inf");
+
+    let heads = ("attention.head_count", Value::from(64_u32));
+    let dim = ("attention.key_length", Value::from(8_u32));
+    let layers = ("block_count", Value::from(46_u32));
+    refused_spec("gemma2", &[heads, dim, layers], "attention scale: inf");
+
+    let yarn = |multiplier: f32, factor: f32| {
+        [
+            ("rope.scaling.type", Value::from("yarn")),
+            ("rope.scaling.factor", Value::from(factor)),
+            ("rope.scaling.yarn_log_multiplier", Value::from(multiplier)),
+        ]
+    };
+    assert!(spec("llama", &yarn(1.0, 8.0)).is_ok());
+    // The magnitude is a quotient by 1 + 0.1 * multiplier * ln(factor).
+    let factor = 1.0_f32 + f32::EPSILON;
+    let multiplier = (-10.0 / f64::from(factor).ln()) as f32;
+    let magnitude = [
+        ("rope.scaling.attn_factor", Value::from(f32::MAX)),
+        ("rope.scaling.type", Value::from("yarn")),
+        ("rope.scaling.factor", Value::from(factor)),
+        ("rope.scaling.yarn_log_multiplier", Value::from(multiplier)),
+    ];
+    refused_spec("llama", &magnitude, "magnitude of rope: ");
+    let linear = [("rope.scaling.factor", Value::from(1e-45_f32))];
+    refused_spec("llama", &linear, "frequency of rope: inf");
+}
+
+#[test]
+fn windows_and_scales_are_those_that_llama_cpp_has_where_the_file_states_none() {
+    let layers = || ("block_count", Value::from(64_u32));
+    let windows = |architecture: &str, keys: &[(&str, Value)]| -> Vec<Option<usize>> {
+        let spec = spec(architecture, keys).unwrap();
+        spec.layers.iter().map(|layer| layer.window).collect()
+    };
+    let found = windows("exaone4", &[layers()]);
+    assert_eq!(found[..4], [Some(4096), Some(4096), Some(4096), None]);
+    assert_eq!(windows("exaone4", &[]), [None; 4]);
+
+    let window = |tokens: u32| ("attention.sliding_window", Value::from(tokens));
+    let scale = || ("logit_scale", Value::from(0.5_f32));
+    refused_spec("cohere2", &[scale()], "cohere2.attention.sliding_window");
+    refused_spec(
+        "cohere2",
+        &[scale(), window(0)],
+        "cohere2.attention.sliding_window",
+    );
+    refused_spec("cohere2", &[window(8)], "cohere2.logit_scale");
+    assert_eq!(
+        windows("cohere2", &[scale(), window(8)]),
+        [Some(8), Some(8), Some(8), None]
+    );
+    refused_spec("command-r", &[], "command-r.logit_scale");
+    refused_spec("granite", &[], "granite.logit_scale");
+
+    let pattern = ("attention.sliding_window_pattern", Value::from(0_u32));
+    assert_eq!(windows("gemma3", &[window(8), pattern]), [Some(8); 4]);
+}
+
+#[test]
+fn one_half_of_the_divisors_of_rope_is_refused_naming_the_other() {
+    for (there, missing) in [("short", "long"), ("long", "short")] {
+        let writer = with("general.architecture", "phi3");
+        let divisors = WeightType::F32.encode(&[1.0; 8]);
+        let name = format!("rope_factors_{there}.weight");
+        let mut writer = writer.tensor(name, [8], WeightType::F32, divisors).unwrap();
+        for (suffix, value) in [
+            ("block_count", 2_u32),
+            ("context_length", 256),
+            ("embedding_length", 64),
+            ("feed_forward_length", 96),
+            ("attention.head_count", 4),
+        ] {
+            writer = writer.metadata(format!("phi3.{suffix}"), value);
+        }
+        let writer = writer.metadata("phi3.attention.layer_norm_rms_epsilon", 1e-5_f32);
+        let what = format!("`rope_factors_{missing}.weight` is missing");
+        refused(writer, &[&what]);
+    }
 }

@@ -197,9 +197,12 @@ pub(crate) struct Rounding {
 }
 
 impl Rounding {
-    /// Whether weights become 16-bit floats without leaving their range.
+    /// Whether weights become 16-bit floats without leaving their range: the scales of MXFP4 have the range of F32.
     pub(crate) fn fits_f16(weight: WeightType) -> bool {
-        !matches!(weight, WeightType::F32 | WeightType::BF16)
+        !matches!(
+            weight,
+            WeightType::F32 | WeightType::BF16 | WeightType::MXFP4
+        )
     }
 
     /// Whether attention of `n_rows` rows may be one of 16-bit floats.

@@ -21,8 +21,8 @@ pub use trace::{
 pub(crate) use verify::check_upload;
 pub(crate) use verify::verify;
 pub use verify::{
-    BlockScale, Check, Checked, Depth, Divergence, FileReport, Finding, Input, Outcome, Phase,
-    Problem, TensorFault, TensorReport, UploadReport, VerifyOptions, VerifyReport,
+    Adapter, BlockScale, Check, Checked, Depth, Divergence, FileReport, Finding, Input, Outcome,
+    Phase, Problem, TensorFault, TensorReport, UploadReport, VerifyOptions, VerifyReport,
 };
 
 /// `|found - expected| / |expected|` of logits with their means taken off: a constant added to all of them changes

@@ -103,7 +103,8 @@ impl Gguf {
     /// `Gguf` with offset and name where the bytes are not a sound file; `Unsupported` for another
     /// version of the format and for a tensor type that is not known; `InvalidModel` where the parts
     /// are not all of one model: one is absent or at another's place, two have the same tensor or
-    /// different values of a key.
+    /// different values of a key, or a later one has a key that the first has not; `InvalidArgument`
+    /// for no parts.
     pub fn from_parts(parts: Vec<Vec<u8>>) -> Result<Gguf> {
         let files: Vec<FileBytes> = parts.into_iter().map(FileBytes::Owned).collect();
         let names: Vec<String> = (1..=files.len()).map(|n| format!("part {n}")).collect();

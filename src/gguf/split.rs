@@ -17,6 +17,9 @@ pub(super) const COUNT_KEY: &str = "split.count";
 /// How many tensors all parts have together.
 pub(super) const TENSORS_KEY: &str = "split.tensors.count";
 
+/// How the keys begin that a part may have for itself.
+const KEYS: &str = "split.";
+
 /// What a file says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Split {
@@ -108,17 +111,22 @@ pub(super) fn join(names: &[String], parts: Vec<Contents>) -> Result<Contents> {
     for (part, contents) in (1..).zip(parts) {
         check_place(part, &contents.metadata)?;
         for (key, value) in contents.metadata.iter() {
-            let is_own = [NUMBER_KEY, ALIGNMENT_KEY].contains(&key);
-            if let Some(first) = all.metadata.get(key)
-                && !is_own
-                && first != value
-            {
-                let message = format!(
+            if [NUMBER_KEY, ALIGNMENT_KEY].contains(&key) {
+                continue;
+            }
+            let message = match all.metadata.get(key) {
+                Some(first) if first == value => continue,
+                Some(first) => format!(
                     "key `{key}`: {value}, but {first} in {}: parts of different models",
                     names[0]
-                );
-                return Err(refused(part, message));
-            }
+                ),
+                None if key.starts_with(KEYS) => continue,
+                None => format!(
+                    "key `{key}`: missing in {}, which has those of the model",
+                    names[0]
+                ),
+            };
+            return Err(refused(part, message));
         }
         for mut tensor in contents.tensors {
             if let Some(other) = part_of.insert(tensor.name.clone(), part) {

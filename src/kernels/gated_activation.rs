@@ -73,6 +73,7 @@ pub(crate) fn activate(activation: Activation, x: f64) -> f64 {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + u.tanh())
         }
-        Activation::ReluSquared => x.max(0.0).powi(2),
+        // `max` would make zero of what is not a number.
+        Activation::ReluSquared => (if x < 0.0 { 0.0 } else { x }).powi(2),
     }
 }

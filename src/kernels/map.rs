@@ -58,7 +58,10 @@ pub(crate) fn twin(function: Function, src: &[f32], dst: &mut [f32]) {
     }
 }
 
-/// `cap * tanh(x / cap)`.
+/// `cap * tanh(x / cap)`; what is not finite stays as it is.
 pub(crate) fn soft_cap(x: f64, cap: f32) -> f64 {
+    if !x.is_finite() {
+        return x;
+    }
     f64::from(cap) * (x / f64::from(cap)).tanh()
 }

@@ -92,7 +92,8 @@ impl DecoderModel {
                 Presence::Optional,
             )?
         } else {
-            (token_embd, None)
+            // Adapters of the embedding are trained on what it looks up, not on the logits.
+            (find.without_added(token_embd), None)
         };
         match architecture.rope_divisors {
             RopeDivisors::None => {}
@@ -116,6 +117,17 @@ impl DecoderModel {
             output_norm,
             output,
         })
+    }
+
+    /// Sets the context of sessions; whether any layer turns otherwise in it, so that a plan made before is wrong.
+    pub(crate) fn shrink_context(&mut self, context_length: usize) -> bool {
+        let before = std::mem::replace(&mut self.context_length, context_length);
+        let mut ropes = self
+            .spec
+            .layers
+            .iter()
+            .filter_map(|layer| layer.rope.as_ref());
+        ropes.any(|rope| rope.table(before) != rope.table(context_length))
     }
 
     /// Leaves out all layers but the first `n_layer`.
@@ -261,5 +273,29 @@ fn norm(
     match form {
         NormForm::Rms => b.rms_norm(name, x, weight, eps),
         NormForm::Layer { bias, group } => b.layer_norm(name, x, (weight, bias), group, eps),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::shared;
+
+    #[test]
+    fn context_that_shrinks_below_the_limit_of_longrope_turns_by_the_short_factors() {
+        let Some(folder) = shared("arch") else { return };
+        let path = folder.join("phi3-longrope-long.gguf");
+        let gguf = Arc::new(Gguf::open(path).unwrap());
+        let mut model = DecoderModel::from_gguf(gguf, WeightStorage::Native).unwrap();
+        let rope = model.spec.layers[0].rope.clone().unwrap();
+        let super::super::RopeDivisors::ByContext { most_short, .. } = rope.divisors else {
+            panic!("{:?}", rope.divisors);
+        };
+        model.context_length = most_short + 2;
+        let long = decoder_plan(&model, 4, 1).unwrap();
+        assert!(!model.shrink_context(most_short + 1));
+        assert_eq!(decoder_plan(&model, 4, 1).unwrap(), long);
+        assert!(model.shrink_context(most_short));
+        assert_ne!(decoder_plan(&model, 4, 1).unwrap(), long);
     }
 }

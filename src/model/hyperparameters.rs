@@ -74,7 +74,8 @@ impl<'a> Hyperparameters<'a> {
         ))
     }
 
-    /// For each layer whether it is windowed: every layer but each `n`-th, or a flag for each.
+    /// For each layer whether it is windowed: every layer but each `n`-th, or a flag for each. All are where `n` is 0
+    /// (llama.cpp `src/llama-hparams.cpp`, `set_swa_pattern`).
     pub(super) fn windowed_layers(
         &self,
         suffix: &str,
@@ -90,9 +91,9 @@ impl<'a> Hyperparameters<'a> {
             }
             return Ok(flags.to_vec());
         }
-        let period = self.metadata.usize(&key)?.unwrap_or(default_period).max(1);
+        let period = self.metadata.usize(&key)?.unwrap_or(default_period);
         Ok((0..n_layer)
-            .map(|layer| layer % period < period - 1)
+            .map(|layer| period == 0 || layer % period < period - 1)
             .collect())
     }
 

@@ -13,6 +13,15 @@ const TYPE: &str = "lora";
 /// Tokens from which on an adapter counts, and not before: a merged one counts always.
 const INVOCATION_TOKENS: &str = "adapter.alora.invocation_tokens";
 
+/// What is read here.
+const READ_KEYS: [&str; 2] = ["adapter.type", "adapter.lora.alpha"];
+
+/// What prompts began with when the adapter was trained.
+const PROMPT_PREFIX: &str = "adapter.lora.prompt_prefix";
+
+/// What says nothing of the weights.
+const PROMPT_KEYS: [&str; 2] = ["adapter.lora.task_name", PROMPT_PREFIX];
+
 /// What is added to a matrix `[n_rows, n_cols]`: the product of two narrow ones.
 #[derive(Debug, PartialEq)]
 pub(crate) struct LowRank {
@@ -105,6 +114,19 @@ impl Lora {
             }
             alpha => alpha.unwrap_or(0.0),
         };
+        for (key, _) in metadata.iter() {
+            if !key.starts_with("adapter.") || READ_KEYS.contains(&key) {
+                continue;
+            }
+            if !PROMPT_KEYS.contains(&key) {
+                return unsupported("adapter key", key, "the type and the alpha of an adapter");
+            }
+            if key == PROMPT_PREFIX {
+                log::warn!(
+                    "adapter `{name}` was trained with a prefix that prompts must begin with (`{key}`)"
+                );
+            }
+        }
         let mut pairs = BTreeMap::new();
         for tensor in gguf.tensors() {
             let sides = [".lora_a", ".lora_b"].map(|end| tensor.name.strip_suffix(end));
@@ -208,17 +230,33 @@ impl Pair {
                 a.shape, b.shape
             ));
         }
+        let (n_rows, n_cols) = match is_embedding {
+            true => (a_rows, b_rows),
+            false => (b_rows, a_cols),
+        };
+        let most = n_rows.min(n_cols);
+        if rank > most {
+            return Err(format!(
+                "tensors of `{target}`: rank {rank}, expected at most {most} for shape [{n_rows}, {n_cols}]"
+            ));
+        }
         let factor = match alpha {
             0.0 => f64::from(scale),
             alpha => f64::from(scale) * f64::from(alpha) / rank as f64,
         };
         let (a, b) = (values(gguf, a)?, values(gguf, b)?);
-        let (mut left, right, n_rows, n_cols) = match is_embedding {
-            true => (a, transposed(&b, rank), a_rows, b_rows),
-            false => (b, a, b_rows, a_cols),
+        let (mut left, right) = match is_embedding {
+            true => (a, transposed(&b, rank)),
+            false => (b, a),
         };
         for value in &mut left {
-            *value = (f64::from(*value) * factor) as f32;
+            let scaled = (f64::from(*value) * factor) as f32;
+            if !scaled.is_finite() {
+                return Err(format!(
+                    "tensors of `{target}`: {value} times {factor} is not finite in 32 bits"
+                ));
+            }
+            *value = scaled;
         }
         Ok(Pair {
             n_rows,

@@ -5,6 +5,7 @@ mod decoder;
 mod hyperparameters;
 mod layers;
 mod lora;
+mod numbers;
 mod rope;
 mod rope_spec;
 mod spec;

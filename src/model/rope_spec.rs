@@ -74,9 +74,9 @@ pub(super) fn read(
             Divisors::Fixed => rope_divisors(gguf, weights::ROPE_DIVISORS, n_dims)?
                 .map_or(RopeDivisors::None, RopeDivisors::Fixed),
             Divisors::ByContext => {
-                let [short, long] = weights::LONG_ROPE_DIVISORS;
-                let short = rope_divisors(gguf, short, n_dims)?;
-                match (short, rope_divisors(gguf, long, n_dims)?) {
+                let names = weights::LONG_ROPE_DIVISORS;
+                let [short, long] = names.map(|name| rope_divisors(gguf, name, n_dims));
+                match (short?, long?) {
                     (Some(short), Some(long)) => RopeDivisors::ByContext {
                         most_short: match original_context_length {
                             Some(length) => length,
@@ -85,7 +85,12 @@ pub(super) fn read(
                         short,
                         long,
                     },
-                    _ => RopeDivisors::None,
+                    (None, None) => RopeDivisors::None,
+                    (short, _) => {
+                        let missing = names[usize::from(short.is_some())];
+                        let message = format!("tensor `{missing}` is missing, the other is there");
+                        return Err(Error::InvalidModel { message });
+                    }
                 }
             }
         },

@@ -1,12 +1,12 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Block, EmbeddingScale, LocalRope, LogitScale, NormKind, Positions,
-    ResidualScale, RopeLayers, SoftCap, Windows,
+    self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
+    Positions, ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::hyperparameters::Hyperparameters;
 use super::rope::RopeSpec;
-use super::{rope_spec, weights};
+use super::{numbers, rope_spec, weights};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
@@ -117,8 +117,8 @@ impl DecoderSpec {
             },
             logit_scale: match architecture.logit_scale {
                 LogitScale::None => 1.0,
-                LogitScale::Multiplies => factor(&keys, "logit_scale", 1.0)?,
-                LogitScale::Divides => 1.0 / factor(&keys, "logit_scale", 1.0)?,
+                LogitScale::Multiplies => required_factor(&keys, "logit_scale")?,
+                LogitScale::Divides => 1.0 / required_factor(&keys, "logit_scale")?,
                 LogitScale::DividesOrByWidth(width) => {
                     1.0 / factor(&keys, "logit_scale", hidden_size as f32 / width)?
                 }
@@ -150,6 +150,7 @@ impl DecoderSpec {
             return Err(keys.invalid("vocab_size", what));
         }
         keys.refuse_unread()?;
+        numbers::check(&spec)?;
         Ok(spec)
     }
 
@@ -188,6 +189,12 @@ fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f
 fn factor(keys: &Hyperparameters<'_>, key: &str, default: f32) -> Result<f32> {
     let stated = keys.f32(key)?.filter(|&factor| factor != 0.0);
     Ok(stated.unwrap_or(default))
+}
+
+/// As [`factor`], of a key that must be there.
+fn required_factor(keys: &Hyperparameters<'_>, key: &str) -> Result<f32> {
+    keys.require_f32(key)?;
+    factor(keys, key, 1.0)
 }
 
 fn soft_cap(keys: &Hyperparameters<'_>, key: &str, cap: SoftCap) -> Result<Option<f32>> {
@@ -306,11 +313,12 @@ fn windows(
     n_layer: usize,
 ) -> Result<(Option<usize>, Vec<bool>)> {
     const PATTERN: &str = "attention.sliding_window_pattern";
+    const WINDOW: &str = "attention.sliding_window";
     let nowhere = vec![false; n_layer];
     let (period, default, at_layers) = match architecture.windows {
         Windows::None => return Ok((None, nowhere)),
         Windows::Unused => {
-            keys.usize("attention.sliding_window")?;
+            keys.usize(WINDOW)?;
             return Ok((None, nowhere));
         }
         Windows::Periodic {
@@ -319,8 +327,14 @@ fn windows(
             at_layers,
         } => (period, default, at_layers),
     };
+    let window = match (keys.usize(WINDOW)?, default) {
+        (Some(0) | None, DefaultWindow::Refused) => {
+            return Err(keys.invalid(WINDOW, "0 or missing, expected at least 1"));
+        }
+        (None, DefaultWindow::Tokens(tokens)) => Some(tokens),
+        (stated, _) => stated,
+    };
     // No window is what a window of 0 says.
-    let window = keys.usize("attention.sliding_window")?.or(default);
     let window = window.filter(|&window| window > 0 && at_layers.is_none_or(|n| n == n_layer));
     let windowed = keys.windowed_layers(PATTERN, period, n_layer)?;
     Ok((window, if window.is_some() { windowed } else { nowhere }))

@@ -7,7 +7,7 @@ use half::f16;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Read into the rope tables, not kept as a weight.
 pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -62,6 +62,11 @@ impl Weight {
         self.ty == self.file_type && self.added.is_empty()
     }
 
+    /// Whether adapters add to it.
+    pub(crate) fn is_merged(&self) -> bool {
+        !self.added.is_empty()
+    }
+
     /// Bytes of the whole weight in the type of the device.
     pub(crate) fn stored_bytes(&self) -> u64 {
         (self.ty.row_bytes(self.n_cols) * self.n_rows) as u64
@@ -73,6 +78,8 @@ impl Weight {
 pub(crate) struct Weights {
     gguf: Arc<Gguf>,
     entries: Vec<Weight>,
+    /// The first weight found to leave its type's range by what adapters add to it.
+    overflown: Arc<OnceLock<String>>,
 }
 
 impl Weights {
@@ -115,7 +122,24 @@ impl Weights {
         }
         let mut values = vec![0.0; rows.len() * weight.n_cols];
         self.merged_rows(id, rows, &mut values);
+        if !weight.added.is_empty() && !values.iter().all(|&value| is_held(weight.ty, value)) {
+            self.overflown.get_or_init(|| weight.name.clone());
+        }
         Cow::Owned(weight.ty.encode(&values))
+    }
+
+    /// Refuses adapters that made a weight too large for its type, as far as rows have been
+    /// [stored](Weights::stored_rows).
+    ///
+    /// # Errors
+    /// `InvalidModel`.
+    pub(crate) fn check_merged(&self) -> Result<()> {
+        match self.overflown.get() {
+            None => Ok(()),
+            Some(name) => Err(Error::InvalidModel {
+                message: format!("tensor `{name}` with its adapters is not finite in its type"),
+            }),
+        }
     }
 
     /// The values of some rows, with what adapters add to them, before they are rounded.
@@ -202,6 +226,25 @@ impl WeightFinder {
     /// The matrix `name`, `[n_rows, n_cols]`.
     pub(super) fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<WeightId> {
         self.part(name, &[n_rows, n_cols], 0..n_rows)
+    }
+
+    /// The same tensor as a weight's once more, without what adapters add.
+    pub(super) fn without_added(&mut self, id: WeightId) -> WeightId {
+        let weight = &self.entries[id.0];
+        if weight.added.is_empty() {
+            return id;
+        }
+        let ty = match self.storage {
+            WeightStorage::Native => weight.file_type,
+            WeightStorage::F16 | WeightStorage::F32 => weight.ty,
+        };
+        let plain = Weight {
+            name: format!("{} without adapters", weight.name),
+            ty,
+            added: Vec::new(),
+            ..weight.clone()
+        };
+        self.push(plain)
     }
 
     /// Rows of a matrix, or (for a shape of one dimension) elements of a vector cut in equal units:
@@ -322,16 +365,25 @@ impl WeightFinder {
         Ok(Weights {
             gguf: self.gguf,
             entries: self.entries,
+            overflown: Arc::default(),
         })
+    }
+}
+
+/// Whether a number is finite in a type that adapters' sums are held in.
+fn is_held(ty: WeightType, value: f32) -> bool {
+    match ty {
+        WeightType::F16 => f16::from_f32(value).is_finite(),
+        _ => value.is_finite(),
     }
 }
 
 /// The type of a matrix that something was added to. Quantised again, it would lose what is smaller than its steps,
 /// and that is much of what adapters add: 16-bit floats keep it, in half the bytes of 32-bit ones. These stand where
-/// the file has a range that 16-bit floats do not.
+/// the file has a range that 16-bit floats do not, as the 8-bit exponents of MXFP4's scales have.
 fn merged_type(file_type: WeightType) -> WeightType {
     match file_type {
-        WeightType::F32 | WeightType::BF16 => WeightType::F32,
+        WeightType::F32 | WeightType::BF16 | WeightType::MXFP4 => WeightType::F32,
         _ => WeightType::F16,
     }
 }

@@ -1,6 +1,7 @@
 //! Causal attention over the cache.
 
 use super::cache::LayerCache;
+use super::elementwise::soft_cap;
 use super::simd::Simd;
 use crate::kernels::attention::alibi_slope;
 use crate::kv_cache::first_visible;
@@ -69,7 +70,7 @@ fn one_head(
         for (key, weight) in (block..).zip(weights.iter_mut()) {
             *weight *= attention.scale;
             if let Some(cap) = attention.soft_cap {
-                *weight = cap * (*weight / cap).tanh();
+                *weight = soft_cap(*weight, cap);
             }
             *weight -= slope * (last - key) as f32;
         }

@@ -156,7 +156,7 @@ pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]
         let each = dst.iter_mut().zip(&src[row * width..][..width]);
         match function {
             Function::Scale(factor) => each.for_each(|(dst, x)| *dst = x * factor),
-            Function::SoftCap(cap) => each.for_each(|(dst, x)| *dst = cap * (x / cap).tanh()),
+            Function::SoftCap(cap) => each.for_each(|(dst, &x)| *dst = soft_cap(x, cap)),
             Function::Activation(Activation::Silu) => {
                 each.for_each(|(dst, &x)| *dst = x * sigmoid(x))
             }
@@ -176,9 +176,19 @@ fn gelu_tanh(x: f32) -> f32 {
     x * sigmoid(2.0 * u)
 }
 
+/// What is not a number stays so: `max` would make zero of it.
 fn relu_squared(x: f32) -> f32 {
-    let positive = x.max(0.0);
+    let positive = if x < 0.0 { 0.0 } else { x };
     positive * positive
+}
+
+/// `cap * tanh(x / cap)`; what is not finite stays as it is.
+pub(super) fn soft_cap(x: f32, cap: f32) -> f32 {
+    if x.is_finite() {
+        cap * (x / cap).tanh()
+    } else {
+        x
+    }
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -1,12 +1,12 @@
 //! The device as a whole against the reference; the kernels are tested beside their modules.
 
-use super::CpuBackend;
+use super::{CpuBackend, elementwise};
 use crate::device::reference::ReferenceBackend;
 use crate::device::{Backend, Observation};
 use crate::gguf::{Gguf, WeightType, Writer};
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{DecoderModel, WeightStorage, decoder_plan};
-use crate::plan::{Batch, Outputs};
+use crate::plan::{Activation, Batch, Function, Outputs};
 use crate::tiny::Random;
 use std::sync::Arc;
 
@@ -264,4 +264,18 @@ fn available_memory_is_known_on_linux() {
     let bytes = super::available_memory_bytes();
     assert_eq!(bytes.is_some(), cfg!(target_os = "linux"));
     assert!(bytes.is_none_or(|bytes| bytes > 1 << 20));
+}
+
+#[test]
+fn values_that_are_not_finite_are_seen_behind_functions() {
+    let src = [f32::NAN, f32::INFINITY, 1.0];
+    for function in [
+        Function::SoftCap(4.0),
+        Function::Activation(Activation::ReluSquared),
+    ] {
+        let mut dst = [0.0; 3];
+        elementwise::map(function, 3, &src, &mut dst);
+        assert!(dst[0].is_nan() && dst[1] == f32::INFINITY, "{dst:?}");
+        assert!(dst[2].is_finite(), "{dst:?}");
+    }
 }

@@ -84,6 +84,7 @@ fn trial(without: Option<&'static str>, is_right: bool) -> FeatureTrial {
         model: String::new(),
         device,
         depth: Depth::Quick,
+        adapters: Vec::new(),
         checks: vec![check],
         file: None,
         upload: None,

@@ -19,7 +19,7 @@ pub use depth::Depth;
 pub use divergence::{Divergence, Finding, Input, Phase};
 pub use file::{BlockScale, FileReport, TensorFault, TensorReport};
 pub(crate) use judge::Verified;
-pub use report::{Check, Checked, Outcome, Problem, VerifyOptions, VerifyReport};
+pub use report::{Adapter, Check, Checked, Outcome, Problem, VerifyOptions, VerifyReport};
 pub use upload::UploadReport;
 #[cfg(test)]
 pub(crate) use upload::check_upload;
@@ -45,6 +45,14 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
         model: engine.spec().name.clone(),
         device: engine.device_info().clone(),
         depth,
+        adapters: engine
+            .loras()
+            .iter()
+            .map(|(path, scale)| Adapter {
+                path: path.clone(),
+                scale: *scale,
+            })
+            .collect(),
         checks: Vec::new(),
         file: None,
         upload: None,

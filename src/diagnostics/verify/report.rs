@@ -7,6 +7,7 @@ use super::upload::UploadReport;
 use crate::device::DeviceInfo;
 use serde::Serialize;
 use std::fmt;
+use std::path::PathBuf;
 
 /// What [`Engine::verify`](crate::Engine::verify) runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +125,15 @@ pub struct Check {
     pub seconds: f64,
 }
 
+/// An adapter that is added to the weights.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Adapter {
+    /// Its file.
+    pub path: PathBuf,
+    /// How strong it is; 1 as it was trained.
+    pub scale: f32,
+}
+
 /// The outcome of a verification.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -134,6 +144,8 @@ pub struct VerifyReport {
     pub device: DeviceInfo,
     /// How much was looked at.
     pub depth: Depth,
+    /// The adapters added to the weights.
+    pub adapters: Vec<Adapter>,
     /// In the order they ran.
     pub checks: Vec<Check>,
     /// What the check of the file found of each tensor, its hash among it.
@@ -168,10 +180,14 @@ impl fmt::Display for VerifyReport {
         let VerifyReport {
             model,
             device,
+            adapters,
             checks,
             ..
         } = self;
         writeln!(f, "{model} on {} ({})", device.name, device.backend)?;
+        for Adapter { path, scale } in adapters {
+            writeln!(f, "with adapter {path:?}, scale {scale}")?;
+        }
         for check in checks {
             let (word, text) = match &check.outcome {
                 Outcome::Right(text) => ("right", text),

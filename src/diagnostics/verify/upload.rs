@@ -16,6 +16,8 @@ pub struct UploadReport {
     pub depth: Depth,
     /// Weights of the model.
     pub n_weights: usize,
+    /// Weights that adapters add to.
+    pub n_merged: usize,
     /// Weights that the device reads from the file where they lie.
     pub n_in_file: usize,
     /// Bytes of all other weights as the device holds them, without padding.
@@ -39,16 +41,21 @@ impl fmt::Display for UploadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let UploadReport {
             n_weights,
+            n_merged,
             n_in_file,
             held_bytes,
             compared_bytes,
             differences,
             ..
         } = self;
+        let sources = match n_merged {
+            0 => "the file gives".to_owned(),
+            n => format!("the file gives, with adapters added to {n} weights"),
+        };
         match differences.as_slice() {
             [] => write!(
                 f,
-                "the device holds what the file gives: {compared_bytes} bytes of {held_bytes} \
+                "the device holds what {sources}: {compared_bytes} bytes of {held_bytes} \
                  read back ({n_weights} weights, {n_in_file} of them read from the file where they lie)"
             ),
             [first, rest @ ..] => {
@@ -78,6 +85,7 @@ pub(crate) fn check_upload(
     let mut report = UploadReport {
         depth,
         n_weights: all.len(),
+        n_merged: all.iter().filter(|(_, weight)| weight.is_merged()).count(),
         n_in_file: 0,
         held_bytes: 0,
         compared_bytes: 0,

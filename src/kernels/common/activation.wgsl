@@ -22,7 +22,9 @@ fn activate(activation: u32, x: vec4<f32>) -> vec4<f32> {
     }
     if activation == RELU_SQUARED {
         let positive = max(x, vec4(0.0)); // arXiv:2109.08668, section 3.1
-        return positive * positive;
+        // max makes zero of what is not a number.
+        let is_nan = (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
+        return select(positive * positive, x, is_nan);
     }
     return gelu_tanh(x);
 }

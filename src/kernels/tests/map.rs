@@ -1,6 +1,7 @@
 //! Functions of one element.
 
 use super::{Random, Values, assert_close, gpu, padded, run_kernel, unpadded, unwritten, variants};
+use crate::device::wgpu::context::Context;
 use crate::kernels::{BatchParams, map};
 use crate::plan::{Activation, Function};
 
@@ -16,11 +17,8 @@ const FUNCTIONS: [Function; 6] = [
 /// Of the result's magnitude, and of the element's where a non-linearity is nearly zero.
 const BOUND: f64 = 2e-6;
 
-fn check(seed: u64, function: Function, width: usize, src: &[f32]) {
-    let Some(context) = gpu() else { return };
+fn run(context: &Context, function: Function, width: usize, src: &[f32]) -> Vec<f32> {
     let n_rows = src.len() / width;
-    let mut want = vec![0.0; src.len()];
-    map::twin(function, src, &mut want);
     let params = map::Params::new(width, function);
     let batch = BatchParams {
         n_rows: n_rows as u32,
@@ -37,7 +35,15 @@ fn check(seed: u64, function: Function, width: usize, src: &[f32]) {
         map::grid(&params, n_rows),
         &[&padded(src, width), &unwritten(n_rows, width)],
     );
-    let got = unpadded(dst.last().unwrap(), width);
+    unpadded(dst.last().unwrap(), width)
+}
+
+fn check(seed: u64, function: Function, width: usize, src: &[f32]) {
+    let Some(context) = gpu() else { return };
+    let n_rows = src.len() / width;
+    let mut want = vec![0.0; src.len()];
+    map::twin(function, src, &mut want);
+    let got = run(context, function, width, src);
     let of_element = match function {
         Function::Activation(_) => 1.0,
         Function::Scale(_) | Function::SoftCap(_) => 0.0,
@@ -69,5 +75,26 @@ fn map_matches_its_twin_over_the_whole_range() {
     }
     for function in FUNCTIONS {
         check(0, function, src.len(), &src);
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_seen_behind_every_function() {
+    let src = [f32::NAN, 1.0, -f32::NAN, f32::INFINITY, -1.0];
+    for function in FUNCTIONS {
+        let mut twin = vec![0.0; src.len()];
+        map::twin(function, &src, &mut twin);
+        let kernel = gpu().map(|context| run(context, function, src.len(), &src));
+        for found in kernel.iter().chain([&twin]) {
+            let is_finite: Vec<bool> = found.iter().map(|value| value.is_finite()).collect();
+            let expected = [false, true, false, false, true];
+            assert_eq!(is_finite, expected, "{function:?}: {found:?}");
+            assert!(found[0].is_nan() && found[2].is_nan() && found[3] == f32::INFINITY);
+        }
+        if let Function::SoftCap(_) = function {
+            let mut twin = [0.0];
+            map::twin(function, &[f32::NEG_INFINITY], &mut twin);
+            assert_eq!(twin, [f32::NEG_INFINITY]);
+        }
     }
 }

@@ -39,6 +39,7 @@ pub(super) enum ResidualScale {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum LogitScale {
     None,
+    /// The file must state it, as where it divides.
     Multiplies,
     Divides,
     /// Divides; where it is absent, `hidden_size` divided by this does.
@@ -85,11 +86,21 @@ pub(super) enum Windows {
     /// All but each `period`-th layer, where the model has a window.
     Periodic {
         period: usize,
-        /// The window of a file that states none; `None` for no window then.
-        default: Option<usize>,
+        /// The window of a file that states none.
+        default: DefaultWindow,
         /// The one number of layers that has windows; `None` for any.
         at_layers: Option<usize>,
     },
+}
+
+/// The window of a file that states none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DefaultWindow {
+    /// No layer has one.
+    None,
+    Tokens(usize),
+    /// The file is refused, as one whose window is 0 is.
+    Refused,
 }
 
 /// The rope of windowed layers, beside that of the others.

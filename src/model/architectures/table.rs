@@ -1,8 +1,9 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, EmbeddingScale, FeedForward, LocalRope, LogitScale, NormKind, Norms,
-    Positions, Presence, QkNorm, ResidualScale, RopeDivisors, RopeLayers, SoftCap, Windows,
+    Architecture, Block, DefaultWindow, EmbeddingScale, FeedForward, LocalRope, LogitScale,
+    NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors, RopeLayers, SoftCap,
+    Windows,
 };
 use crate::plan::{Activation, RopePairing};
 
@@ -100,7 +101,7 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Gemma 2",
         windows: Windows::Periodic {
             period: 2,
-            default: Some(4096),
+            default: DefaultWindow::Tokens(4096),
             at_layers: None,
         },
         attention_soft_cap: SoftCap::Stated(50.0),
@@ -116,7 +117,7 @@ pub(super) const TABLE: &[Architecture] = &[
         local_rope: LocalRope::OwnBase(10000.0),
         windows: Windows::Periodic {
             period: 6,
-            default: None,
+            default: DefaultWindow::None,
             at_layers: None,
         },
         norms: Norms::BeforeAndAfter,
@@ -172,7 +173,7 @@ pub(super) const TABLE: &[Architecture] = &[
         rope_layers: RopeLayers::Windowed,
         windows: Windows::Periodic {
             period: 4,
-            default: None,
+            default: DefaultWindow::Tokens(4096),
             at_layers: Some(64),
         },
         norms: Norms::After,
@@ -201,7 +202,7 @@ pub(super) const TABLE: &[Architecture] = &[
         local_rope: LocalRope::Unscaled,
         windows: Windows::Periodic {
             period: 4,
-            default: None,
+            default: DefaultWindow::None,
             at_layers: None,
         },
         norms: Norms::After,
@@ -244,7 +245,7 @@ pub(super) const TABLE: &[Architecture] = &[
         rope_layers: RopeLayers::Windowed,
         windows: Windows::Periodic {
             period: 4,
-            default: None,
+            default: DefaultWindow::Refused,
             at_layers: None,
         },
         qk_norm: QkNorm::None,
