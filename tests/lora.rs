@@ -345,11 +345,11 @@ fn files_that_are_no_adapter_of_the_model_are_refused_by_name() {
         with("adapter.lora.use_rslora", Value::from(true)),
         &["adapter key `adapter.lora.use_rslora`"],
     );
-    let wide = ("blk.1.attn_v.weight", [33, 64], [32, 33]);
+    let wide = ("blk.1.attn_v.weight", [65, 64], [32, 65]);
     refused(
         file,
         adapter(&[wide]),
-        &[file, "rank 33, expected at most 32"],
+        &[file, "rank 65, expected at most 64"],
     );
     let noted = with("adapter.lora.task_name", text("anything"))
         .metadata("adapter.lora.prompt_prefix", text("Question: "));

@@ -234,7 +234,8 @@ impl Pair {
             true => (a_rows, b_rows),
             false => (b_rows, a_cols),
         };
-        let most = n_rows.min(n_cols);
+        // More than the smaller side adds nothing, but adapters have one rank for matrices of many shapes.
+        let most = n_rows.max(n_cols);
         if rank > most {
             return Err(format!(
                 "tensors of `{target}`: rank {rank}, expected at most {most} for shape [{n_rows}, {n_cols}]"
