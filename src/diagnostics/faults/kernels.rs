@@ -61,7 +61,10 @@ pub(super) fn of_values() -> Vec<Fault> {
             "a scale of 16-bit floats that is not put back",
             F16,
             "matmul_coop",
-            ["stage[i] * scales[row]", "stage[i]"],
+            [
+                "* vec4(scales[row.x], scales[row.y], scales[row.z], scales[row.w])",
+                "",
+            ],
             "blk.0.attn_q",
         ),
         edited(
