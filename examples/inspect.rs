@@ -9,7 +9,7 @@ use support::Result;
 use support::options::{FileError, Options};
 use trueshot::gguf::{Gguf, Value, WeightType};
 use trueshot::model::{DecoderSpec, architectures};
-use trueshot::plan::{BufferId, Extent, Op, Plan};
+use trueshot::plan::{Buffer, BufferId, Extent, Op, Plan};
 use trueshot::{Device, Engine, Error, Tokenizer, gpus};
 
 const ABOUT: &str = "\
@@ -253,6 +253,17 @@ fn print_spec(out: &mut impl Write, spec: &DecoderSpec) -> io::Result<()> {
                 .window
                 .map_or("none".to_owned(), |tokens| format!("{tokens} tokens")),
         )?;
+        if let Some(experts) = &layer.experts {
+            writeln!(
+                out,
+                "    experts: {} of {}, intermediate_size {}, shared {}, {:?}",
+                experts.n_chosen,
+                experts.n_expert,
+                experts.intermediate_size,
+                experts.shared_size.unwrap_or(0),
+                experts.gating,
+            )?;
+        }
         match &layer.rope {
             Some(rope) => writeln!(
                 out,
@@ -297,6 +308,10 @@ fn op_name(op: &Op) -> &'static str {
         Op::RmsNorm { .. } => "rms_norm",
         Op::LayerNorm { .. } => "layer_norm",
         Op::MatMul { .. } => "matmul",
+        Op::ChooseExperts { .. } => "choose_experts",
+        Op::ExpertWeights { .. } => "expert_weights",
+        Op::ExpertMatMul { .. } => "expert_matmul",
+        Op::WeightedSum { .. } => "weighted_sum",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",
         Op::Attention { .. } => "attention",
@@ -309,9 +324,11 @@ fn op_name(op: &Op) -> &'static str {
 
 fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
     let (plan, kv) = (engine.plan(), engine.kv_layout());
-    let row_bytes = |extent: Extent| -> usize {
-        let buffers = plan.buffers.iter().filter(|buffer| buffer.extent == extent);
-        buffers.map(|buffer| buffer.width * size_of::<f32>()).sum()
+    let row_bytes = |is_of_outputs: bool| -> usize {
+        let buffers = plan.buffers.iter();
+        let buffers = buffers.filter(|b| (b.extent == Extent::Outputs) == is_of_outputs);
+        let bytes = |b: &Buffer| b.width * b.extent.n_slots() * size_of::<f32>();
+        buffers.map(bytes).sum()
     };
     writeln!(out, "\nmemory")?;
     writeln!(out, "  weights: {:.1} MiB", mib(engine.weight_bytes()))?;
@@ -325,7 +342,7 @@ fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
     writeln!(
         out,
         "  activations: {} bytes for each token of a batch, {} for each row of logits",
-        row_bytes(Extent::Tokens),
-        row_bytes(Extent::Outputs),
+        row_bytes(false),
+        row_bytes(true),
     )
 }

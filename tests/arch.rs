@@ -74,6 +74,18 @@ const FILES: &[&str] = &[
     "nemotron",
     "gpt2",
     "bloom",
+    "llama-moe",
+    "llama-moe-q8_0",
+    "qwen2moe",
+    "qwen3moe",
+    "qwen3moe-f16",
+    "olmoe",
+    "granitemoe",
+    "granitemoe-shared",
+    "ernie4_5-moe",
+    "glm4moe",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -198,6 +210,9 @@ const FAMILIES: &[&str] = &[
     "stablelm-parallel", // LayerNorm of heads
     "gpt2",    // positions that are learned, plain feed-forward block, biases
     "bloom",   // ALiBi, a norm behind the embedding
+    "qwen2moe", // experts by softmax, and a gated one that all tokens have
+    "gpt-oss", // sinks, experts with biases
+    "glm4moe", // experts by sigmoid and bias, behind dense layers
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

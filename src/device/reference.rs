@@ -222,6 +222,59 @@ impl ReferenceExecutor {
                 let src = rounded(buffer(src), n_cols, int8_rows);
                 kernels::matmul::twin(&row, n_cols, &src, bias.as_deref(), out);
             }
+            Op::ChooseExperts {
+                logits,
+                bias,
+                gating,
+                groups,
+                dst,
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let [n_expert, n_chosen] = [logits, dst].map(|id| self.plan.buffer(id).width);
+                let bias = bias.as_deref();
+                let logits = buffer(logits);
+                kernels::experts::choose_twin(
+                    gating, logits, n_expert, bias, groups, n_chosen, out,
+                );
+            }
+            Op::ExpertWeights {
+                logits,
+                chosen,
+                gating,
+                normalised,
+                scale,
+                ..
+            } => {
+                let n_expert = self.plan.buffer(logits).width;
+                let (logits, chosen) = (buffer(logits), buffer(chosen));
+                let form = (normalised, scale);
+                kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
+            }
+            Op::ExpertMatMul {
+                src,
+                chosen,
+                weight,
+                bias,
+                n_expert,
+                dst,
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let row = |index: usize, row: &mut [f32]| {
+                    self.weights.decode_rows(weight, index..index + 1, row);
+                };
+                let matrix = kernels::experts::ExpertMatrix {
+                    n_expert,
+                    n_out: self.plan.buffer(dst).width,
+                    n_cols: self.weights.get(weight).n_cols,
+                };
+                let (src, chosen) = (buffer(src), buffer(chosen));
+                kernels::experts::matmul_twin(&row, matrix, src, chosen, bias.as_deref(), out);
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                let n_slots = self.plan.buffer(weights).width;
+                let width = self.plan.buffer(dst).width;
+                kernels::experts::sum_twin(n_slots, width, buffer(src), buffer(weights), out);
+            }
             Op::Rope {
                 src,
                 table,
@@ -241,6 +294,7 @@ impl ReferenceExecutor {
                 window,
                 soft_cap,
                 alibi,
+                sinks,
                 ..
             } => {
                 let shape = kernels::attention::Shape {
@@ -252,9 +306,12 @@ impl ReferenceExecutor {
                     scale,
                     soft_cap,
                     alibi,
+                    has_sinks: sinks.is_some(),
                 };
+                let sinks = sinks.map(|sinks| self.weights.vector(sinks));
+                let sinks = sinks.as_deref();
                 let cache = &self.caches[layer];
-                kernels::attention::twin(&shape, buffer(q), &cache.keys, &cache.values, out);
+                kernels::attention::twin(&shape, sinks, buffer(q), &cache.keys, &cache.values, out);
             }
             Op::GatedActivation {
                 gate,
@@ -339,7 +396,7 @@ impl Stepwise for ReferenceExecutor {
                     stored = self.cached_rows(*layer, batch);
                     (stored.as_slice(), self.kv.layers[*layer].width())
                 }
-                (_, Some(dst)) => (self.buffer(dst), plan.buffer(dst).width),
+                (_, Some(dst)) => (self.buffer(dst), plan.token_width(dst)),
                 (_, None) => continue,
             };
             observer(&Observation {

@@ -116,6 +116,22 @@ impl Cost {
                     operations: 2 * products as u64,
                 }
             }
+            Op::ExpertMatMul {
+                weight,
+                n_expert,
+                dst,
+                ..
+            } => {
+                let weight = weights.get(weight);
+                let n_slots = plan.rows_of(dst, batch);
+                let of_expert = weight.n_rows / n_expert * weight.n_cols;
+                // At least the experts of one token, which others may share.
+                let n_read = n_slots.min(plan.buffer(dst).extent.n_slots());
+                Cost {
+                    bytes: weight.stored_bytes() / n_expert as u64 * n_read as u64,
+                    operations: 2 * (n_slots * of_expert) as u64,
+                }
+            }
             Op::StoreKv { layer, .. } => Cost {
                 bytes: batch.n_rows() as u64 * cache_row(layer),
                 operations: 0,
@@ -141,6 +157,9 @@ impl Cost {
             | Op::Map { .. }
             | Op::Rope { .. }
             | Op::GatedActivation { .. }
+            | Op::ChooseExperts { .. }
+            | Op::ExpertWeights { .. }
+            | Op::WeightedSum { .. }
             | Op::Add { .. }
             | Op::SelectOutputs { .. } => Cost::default(),
         }

@@ -17,8 +17,15 @@ pub(crate) struct Params {
     pub(crate) window: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
-    pub(crate) alibi: u32,
+    /// [`ALIBI`], [`SINKS`] or both.
+    pub(crate) of_heads: u32,
 }
+
+/// Distance lowers scores.
+const ALIBI: u32 = 1;
+
+/// Each head has a score without a value.
+const SINKS: u32 = 2;
 
 /// What attends to what.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +45,8 @@ pub(crate) struct Shape {
     pub(crate) soft_cap: Option<f32>,
     /// Whether distance lowers scores.
     pub(crate) alibi: bool,
+    /// Whether each head has a score without a value.
+    pub(crate) has_sinks: bool,
 }
 
 impl Shape {
@@ -58,7 +67,7 @@ impl Params {
             scale: shape.scale,
             window: shape.window_or_max(),
             soft_cap: shape.soft_cap.unwrap_or(0.0),
-            alibi: shape.alibi.into(),
+            of_heads: ALIBI * u32::from(shape.alibi) + SINKS * u32::from(shape.has_sinks),
         }
     }
 }
@@ -70,6 +79,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("q", Access::Read),
         ("keys", Access::Read),
         ("values", Access::Read),
+        ("sinks", Access::Read),
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
@@ -86,8 +96,15 @@ pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
 }
 
 /// Softmax-weighted values for queries `q` `[n_rows, n_head, head_dim]` over `keys` and `values`
-/// `[capacity, n_head_kv, head_dim]`.
-pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: &mut [f32]) {
+/// `[capacity, n_head_kv, head_dim]`, where each head may have a score without a value, `sinks` `[n_head]`.
+pub(crate) fn twin(
+    shape: &Shape,
+    sinks: Option<&[f32]>,
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    dst: &mut [f32],
+) {
     let Shape {
         n_head, head_dim, ..
     } = *shape;
@@ -97,8 +114,9 @@ pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: 
         .enumerate()
     {
         let (row, head) = (index / n_head, index % n_head);
-        let (visible, weights) = exponentials(shape, row, head, q, keys);
-        let total: f64 = weights.iter().sum();
+        let (visible, weights, highest) = exponentials(shape, row, head, q, keys);
+        let of_sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - highest).exp());
+        let total = weights.iter().sum::<f64>() + of_sink;
         let mut sums = vec![0.0; head_dim];
         for (key, weight) in visible.zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(&values[shape.at(key, head)]) {
@@ -112,7 +130,8 @@ pub(crate) fn twin(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], dst: 
 }
 
 /// What each query head of row `row` gives to each position: `q` is `[n_head, head_dim]`, `keys`
-/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible.
+/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. There are no
+/// sinks.
 pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], keys: &[f32], dst: &mut [f32]) {
     dst.fill(0.0);
     let n_positions = dst.len() / shape.n_head;
@@ -121,7 +140,7 @@ pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], keys: &[f32], dst: &
         .zip(dst.chunks_exact_mut(n_positions))
         .enumerate()
     {
-        let (visible, weights) = exponentials(shape, row, head, q, keys);
+        let (visible, weights, _) = exponentials(shape, row, head, q, keys);
         let total: f64 = weights.iter().sum();
         for (key, weight) in visible.zip(weights) {
             dst[key] = (weight / total) as f32;
@@ -138,14 +157,14 @@ impl Shape {
     }
 }
 
-/// The positions that a query head sees, and the numerators of their softmax.
+/// The positions that a query head sees, the numerators of their softmax, and the score whose numerator is 1.
 fn exponentials(
     shape: &Shape,
     row: usize,
     head: usize,
     q: &[f32],
     keys: &[f32],
-) -> (RangeInclusive<usize>, Vec<f64>) {
+) -> (RangeInclusive<usize>, Vec<f64>, f64) {
     let position = shape.position + row;
     let visible = first_visible(position, shape.window)..=position;
     let mut weights: Vec<f64> = visible
@@ -165,7 +184,7 @@ fn exponentials(
     for weight in &mut weights {
         *weight = (*weight - highest).exp();
     }
-    (visible, weights)
+    (visible, weights, highest)
 }
 
 /// What each position of distance costs a head's scores (arXiv:2108.12409, section 3, and its authors' code for

@@ -1,5 +1,5 @@
 // attention: dst = softmax(scale * q . keys) . values over the visible keys, for each head; scores capped where
-//   soft_cap, and lowered by distance where alibi
+//   soft_cap, and lowered by distance where ALIBI; where SINKS each head has one more score, without a value
 // twin: attention::twin
 // shapes: q, dst [n_rows, n_head, head_dim], keys, values [capacity, n_head_kv, head_dim];
 //   head_dim is a multiple of 4, at most 512
@@ -7,7 +7,7 @@
 // needs: nothing; subgroups where there are any
 // numerics: within 2e-6 * max |values| (measured 1.8e-7) where scores differ by less than 30; |scores| below 1e30
 // source: arXiv:1706.03762, equation 1; grouped queries arXiv:2305.13245; online softmax arXiv:1805.02867;
-//   soft caps arXiv:2408.00118, section 2; ALiBi arXiv:2108.12409
+//   soft caps arXiv:2408.00118, section 2; ALiBi arXiv:2108.12409; sinks arXiv:2309.17453
 
 struct Params {
     n_head: u32,
@@ -17,14 +17,18 @@ struct Params {
     scale: f32,
     window: u32, // keys that a query sees, its own included
     soft_cap: f32, // on scores; 0 for none
-    alibi: u32,    // whether distance lowers scores
+    of_heads: u32, // ALIBI, SINKS or both
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;         // [n_rows, stride]
 @group(0) @binding(3) var<storage, read> keys: array<KvWord>;         // [capacity, n_head_kv, head_dim]
 @group(0) @binding(4) var<storage, read> values: array<KvWord>;       // [capacity, n_head_kv, head_dim]
-@group(0) @binding(5) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;           // [n_head], read where SINKS
+@group(0) @binding(6) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
+
+const ALIBI: u32 = 1u; // distance lowers scores
+const SINKS: u32 = 2u;
 
 const MAX_QUADS: u32 = 128u; // of a head; at most two for each invocation
 const LOWEST: f32 = -1e30;   // below every score
@@ -82,7 +86,7 @@ fn main(
             if p.soft_cap > 0.0 {
                 score = soft_cap(score, p.soft_cap);
             }
-            if p.alibi == 1u {
+            if (p.of_heads & ALIBI) != 0u {
                 score -= alibi_slope(head) * f32(end - 1u - tile - lane);
             }
         }
@@ -106,16 +110,22 @@ fn main(
     }
 
     slices[lane] = near;
-    let total = workgroup_sum(weight_sum, lane); // its barriers publish the slices too
+    var total = workgroup_sum(weight_sum, lane); // its barriers publish the slices too
+    var shrink = 1.0;
+    if (p.of_heads & SINKS) != 0u {
+        let most = max(highest, sinks[head]);
+        shrink = exp(highest - most);
+        total = total * shrink + exp(sinks[head] - most);
+    }
     if lane < n_quads {
         var sum = slices[lane];
         for (var i = 1u; i < n_slices; i++) {
             sum += slices[i * n_quads + lane];
         }
-        dst[query_start + lane] = sum / total;
+        dst[query_start + lane] = sum * shrink / total;
     }
     if has_far {
-        dst[query_start + far_quad] = far / total;
+        dst[query_start + far_quad] = far * shrink / total;
     }
 }
 

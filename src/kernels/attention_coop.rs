@@ -398,12 +398,12 @@ impl Tile {
     }
 }
 
-/// The grid for `n_rows` rows.
 /// Whether the kernel can compute this.
 pub(crate) fn fits(shape: &super::attention::Shape) -> bool {
-    shape.soft_cap.is_none() && !shape.alibi
+    shape.soft_cap.is_none() && !shape.alibi && !shape.has_sinks
 }
 
+/// The grid for `n_rows` rows.
 pub(crate) fn grid(tile: Tile, params: &Params, n_rows: usize) -> [u32; 3] {
     grid_of(params.n_head as usize, n_rows.div_ceil(tile.rows()))
 }

@@ -19,7 +19,7 @@ struct Params {
     scale: f32,
     window: u32, // keys that a query sees, its own included
     soft_cap: f32, // 0: `attention` has these two
-    alibi: u32,
+    of_heads: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;

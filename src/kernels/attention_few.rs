@@ -140,7 +140,7 @@ impl Heads {
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
     let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
-    has_dims && !shape.alibi
+    has_dims && !shape.alibi && !shape.has_sinks
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -201,6 +201,7 @@ mod tests {
             window: None,
             soft_cap: None,
             alibi: false,
+            has_sinks: false,
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) fn number(activation: Activation) -> u32 {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,
         Activation::ReluSquared => 2,
+        Activation::ClampedSwiglu => 3,
     }
 }
 
@@ -62,9 +63,20 @@ pub(crate) fn grid(_: &Params, n_rows: usize) -> [u32; 3] {
 /// `dst = activation(gate) * up`, each `[n_rows, width]`.
 pub(crate) fn twin(activation: Activation, gate: &[f32], up: &[f32], dst: &mut [f32]) {
     for ((dst, &gate), &up) in dst.iter_mut().zip(gate).zip(up) {
-        *dst = (activate(activation, f64::from(gate)) * f64::from(up)) as f32;
+        *dst = (activate(activation, f64::from(gate)) * linear(activation, f64::from(up))) as f32;
     }
 }
+
+/// What a gate is multiplied with.
+fn linear(activation: Activation, up: f64) -> f64 {
+    match activation {
+        Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => up,
+        Activation::ClampedSwiglu => up.clamp(-CLAMP, CLAMP) + 1.0,
+    }
+}
+
+/// Of [`Activation::ClampedSwiglu`].
+const CLAMP: f64 = 7.0;
 
 pub(crate) fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
@@ -72,6 +84,10 @@ pub(crate) fn activate(activation: Activation, x: f64) -> f64 {
         Activation::GeluTanh => {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + u.tanh())
+        }
+        Activation::ClampedSwiglu => {
+            let x = if x > CLAMP { CLAMP } else { x };
+            x / (1.0 + (-1.702 * x).exp())
         }
         // `max` would make zero of what is not a number.
         Activation::ReluSquared => (if x < 0.0 { 0.0 } else { x }).powi(2),

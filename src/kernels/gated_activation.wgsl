@@ -32,7 +32,7 @@ fn main(
     let n_quads = (p.width + 3u) / 4u;
     var largest = 0.0;
     for (var quad = lane; quad < n_quads; quad += WORKGROUP) {
-        let value = activate(p.activation, gate[start + quad]) * up[start + quad];
+        let value = activate(p.activation, gate[start + quad]) * linear(p.activation, up[start + quad]);
         dst[start + quad] = value;
         largest = max(largest, largest_of(value));
     }

@@ -19,7 +19,8 @@ impl Params {
         let (function, value) = match function {
             Function::Scale(factor) => (0, factor),
             Function::SoftCap(cap) => (1, cap),
-            Function::Activation(activation) => (2 + gated_activation::number(activation), 0.0),
+            Function::Sigmoid => (2, 0.0),
+            Function::Activation(activation) => (3 + gated_activation::number(activation), 0.0),
         };
         Params {
             width: width as u32,
@@ -53,6 +54,7 @@ pub(crate) fn twin(function: Function, src: &[f32], dst: &mut [f32]) {
         *dst = match function {
             Function::Scale(factor) => x * f64::from(factor),
             Function::SoftCap(cap) => soft_cap(x, cap),
+            Function::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Function::Activation(activation) => gated_activation::activate(activation, x),
         } as f32;
     }

@@ -9,13 +9,14 @@
 struct Params {
     width: u32,
     stride: u32,   // elements from a row to the next
-    function: u32, // SCALE, SOFT_CAP, or behind them the number of an activation
+    function: u32, // SCALE, SOFT_CAP, SIGMOID, or behind them the number of an activation
     value: f32,    // the factor or the cap
 }
 
 const SCALE = 0u;
 const SOFT_CAP = 1u;
-const FIRST_ACTIVATION = 2u;
+const SIGMOID = 2u;
+const FIRST_ACTIVATION = 3u;
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> src: array<vec4<f32>>;       // [n_rows, stride]
@@ -32,7 +33,14 @@ fn main(
         return;
     }
     let at = workgroup.z * (p.stride / 4u) + quad;
-    dst[at] = map(src[at]);
+    var value = map(src[at]);
+    if p.function == SIGMOID {
+        let columns = vec4(quad * 4u) + vec4(0u, 1u, 2u, 3u);
+        // What is not a number stays so: max makes a number of it.
+        value = select(sigmoid(src[at]), src[at], is_nan(src[at]));
+        value = select(vec4(0.0), value, columns < vec4(p.width));
+    }
+    dst[at] = value;
 }
 
 // Zero of zero, so that the padding stays.

@@ -59,7 +59,7 @@ fn main(
         if first + lane < p.matrix.n_rows {
             let of_gate = products[2u * lane];
             let of_up = products[2u * lane + 1u];
-            result = activate(p.activation, vec4(of_gate)).x * of_up;
+            result = activate(p.activation, vec4(of_gate)).x * linear(p.activation, vec4(of_up)).x;
             let at = row * p.dst_stride + first_column + lane;
             gate[at] = of_gate;
             up[at] = of_up;

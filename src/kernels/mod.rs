@@ -9,8 +9,12 @@ pub(crate) mod attention;
 pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
+pub(crate) mod choose_experts;
 mod constants;
 pub(crate) mod embed;
+pub(crate) mod expert_matvec;
+pub(crate) mod expert_weights;
+pub(crate) mod experts;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
 pub(crate) mod layer_norm;
@@ -29,6 +33,7 @@ pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod sentinel;
 pub(crate) mod store_kv;
+pub(crate) mod weighted_sum;
 
 #[cfg(test)]
 mod tests;
@@ -191,13 +196,16 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 23] = [
+pub(crate) const ALL: [&Kernel; 27] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
+    &choose_experts::KERNEL,
     &embed::KERNEL,
+    &expert_matvec::KERNEL,
+    &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
     &layer_norm::KERNEL,
@@ -215,6 +223,7 @@ pub(crate) const ALL: [&Kernel; 23] = [
     &select_outputs::KERNEL,
     &sentinel::KERNEL,
     &store_kv::KERNEL,
+    &weighted_sum::KERNEL,
 ];
 
 impl Kernel {

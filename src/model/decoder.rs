@@ -1,7 +1,11 @@
-//! The forward pass of the dense decoder family, once.
+//! The forward pass of the decoder family, once.
 
 use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
-use super::layers::{LayerWeights, Linear, Norm, NormForm, layer_weights, linear, row_norm};
+use super::expert_spec::ExpertSpec;
+use super::layers::{
+    DenseWeights, ExpertWeights, FeedForwardWeights, LayerWeights, Linear, Norm, NormForm,
+    layer_weights, linear, row_norm,
+};
 use super::lora::Lora;
 use super::spec::DecoderSpec;
 use super::weights::{
@@ -9,7 +13,9 @@ use super::weights::{
 };
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::plan::{Activation, AttentionParams, BufferId, EmbedIndex, Function, Plan, PlanBuilder};
+use crate::plan::{
+    Activation, AttentionParams, BufferId, EmbedIndex, Function, Plan, PlanBuilder, Router,
+};
 use std::sync::Arc;
 
 /// A decoder's spec with its weights found and checked.
@@ -189,8 +195,19 @@ pub(crate) fn decoder_plan(
             (true, own) => norm(&mut b, "ffn_norm", x, own, eps),
             (false, own) => norm(&mut b, "ffn_norm", residual, own, eps),
         };
-        let inner = feed_forward(&mut b, w, input, spec.activation);
-        let down = b.matmul("ffn_out", inner, w.ffn_down);
+        let down = match (&w.feed_forward, &spec.layers[index].experts) {
+            (FeedForwardWeights::Experts(w), Some(experts)) => {
+                mixture(&mut b, w, experts, input, spec.activation)
+            }
+            (FeedForwardWeights::Experts(ExpertWeights { .. }), None) => {
+                let message = format!("layer {index}: experts without a router");
+                return Err(Error::InvalidModel { message });
+            }
+            (FeedForwardWeights::Dense(w), _) => {
+                let names = ["ffn_gate", "ffn_up", "ffn_act", "ffn_gated", "ffn_out"];
+                feed_forward(&mut b, w, names, input, spec.activation)
+            }
+        };
         let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
         let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
@@ -206,20 +223,62 @@ pub(crate) fn decoder_plan(
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }
 
-/// What the last projection of a feed-forward block takes in.
+/// A feed-forward block; `names` are those of the gate, the other inner projection, what an ungated and what a
+/// gated one makes of these, and of the result.
 fn feed_forward(
     b: &mut PlanBuilder<'_>,
-    w: &LayerWeights,
+    w: &DenseWeights,
+    names: [&str; 5],
     x: BufferId,
     activation: Activation,
 ) -> BufferId {
-    let Some(gate) = w.ffn_gate else {
-        let up = b.matmul("ffn_up", x, w.ffn_up);
-        return b.map("ffn_act", up, Function::Activation(activation));
+    let [gate_name, up_name, activated, gated, result] = names;
+    let gate = w.gate.map(|gate| b.matmul(gate_name, x, gate));
+    let up = b.matmul(up_name, x, w.up);
+    let inner = match gate {
+        Some(gate) => b.gated_activation(gated, gate, up, activation),
+        None => b.map(activated, up, Function::Activation(activation)),
     };
-    let gate = b.matmul("ffn_gate", x, gate);
-    let up = b.matmul("ffn_up", x, w.ffn_up);
-    b.gated_activation("ffn_gated", gate, up, activation)
+    b.matmul(result, inner, w.down)
+}
+
+/// A mixture of experts, and the expert that all tokens have.
+fn mixture(
+    b: &mut PlanBuilder<'_>,
+    w: &ExpertWeights,
+    spec: &ExpertSpec,
+    x: BufferId,
+    activation: Activation,
+) -> BufferId {
+    let logits = b.matmul("ffn_moe_logits", x, w.router);
+    let router = Router {
+        n_chosen: spec.n_chosen,
+        gating: spec.gating,
+        groups: spec.groups,
+        normalised: spec.normalised,
+        scale: spec.scale,
+    };
+    let [chosen, weights] = b.route(logits, w.choice_bias, router);
+    let gate = b.expert_matmul("ffn_moe_gate", x, chosen, w.gate, spec.n_expert);
+    let up = b.expert_matmul("ffn_moe_up", x, chosen, w.up, spec.n_expert);
+    let inner = b.gated_activation("ffn_moe_gated", gate, up, activation);
+    let down = b.expert_matmul("ffn_moe_down", inner, chosen, w.down, spec.n_expert);
+    let sum = b.weighted_sum("ffn_moe_out", down, weights);
+    let Some(shared) = &w.shared else { return sum };
+    let names = [
+        "ffn_shexp_gate",
+        "ffn_shexp_up",
+        "ffn_shexp_act",
+        "ffn_shexp_gated",
+        "ffn_shexp",
+    ];
+    let mut all = feed_forward(b, &shared.block, names, x, activation);
+    if let Some(gate_inp) = shared.gate_inp {
+        let gate = b.matmul("shared_expert_gate", x, (gate_inp, None));
+        let gate = b.map("shared_expert_gate_sigmoid", gate, Function::Sigmoid);
+        all = b.weighted_sum("ffn_shexp_weighted", all, gate);
+    }
+    b.add("ffn_out", sum, all)
 }
 
 fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
@@ -254,6 +313,7 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
         window: layer.window,
         soft_cap: layer.soft_cap,
         alibi: layer.alibi,
+        sinks: w.attn_sinks,
     };
     let attended = b.attention("kqv_out", q, params);
     b.matmul("attn_output", attended, w.attn_output)

@@ -1,6 +1,9 @@
 //! The weights of a layer, found and checked.
 
-use super::architectures::{Architecture, Block, FeedForward, NormKind, Norms, Presence, QkNorm};
+use super::architectures::{
+    Architecture, Block, Experts, FeedForward, NormKind, Norms, Presence, QkNorm, SharedExpert,
+};
+use super::expert_spec::ExpertSpec;
 use super::spec::{DecoderSpec, LayerSpec};
 use super::weights::{WeightFinder, WeightId};
 use crate::error::Result;
@@ -33,14 +36,42 @@ pub(super) struct LayerWeights {
     pub(super) attn_q_norm: Option<Norm>,
     pub(super) attn_k_norm: Option<Norm>,
     pub(super) attn_output: Linear,
+    pub(super) attn_sinks: Option<WeightId>,
     pub(super) attn_post_norm: Option<Norm>,
     /// Whether the feed-forward block stands beside attention, not behind it.
     pub(super) is_parallel: bool,
     pub(super) ffn_norm: Option<Norm>,
-    pub(super) ffn_gate: Option<Linear>,
-    pub(super) ffn_up: Linear,
-    pub(super) ffn_down: Linear,
+    pub(super) feed_forward: FeedForwardWeights,
     pub(super) ffn_post_norm: Option<Norm>,
+}
+
+pub(super) enum FeedForwardWeights {
+    Dense(DenseWeights),
+    Experts(ExpertWeights),
+}
+
+/// The matrices of a feed-forward block, or of each of its experts.
+pub(super) struct DenseWeights {
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// A mixture of experts.
+pub(super) struct ExpertWeights {
+    pub(super) router: Linear,
+    /// Added to scores for the choice alone.
+    pub(super) choice_bias: Option<WeightId>,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) shared: Option<SharedWeights>,
+}
+
+/// The expert that all tokens have.
+pub(super) struct SharedWeights {
+    pub(super) gate_inp: Option<WeightId>,
+    pub(super) block: DenseWeights,
 }
 
 pub(super) fn linear(
@@ -123,7 +154,6 @@ pub(super) fn layer_weights(
     let hidden = spec.hidden_size;
     let prefix = format!("blk.{index}.");
     let n_q = layer.n_head * layer.head_dim;
-    let n_ffn = layer.intermediate_size;
     let bias = architecture.other_bias;
     let norm = |find: &mut WeightFinder, name: &str, wanted: bool, n: usize| {
         let name = format!("{prefix}{name}");
@@ -151,7 +181,6 @@ pub(super) fn layer_weights(
         Block::ParallelSecondNorm => (true, "attn_norm", None),
     };
     let [attn_q, attn_k, attn_v] = attention_inputs(find, architecture, &prefix, layer, hidden)?;
-    let (ffn_gate, ffn_up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
     Ok(LayerWeights {
         attn_norm: norm(find, attn_norm, before.is_some(), hidden)?,
         attn_q,
@@ -172,6 +201,10 @@ pub(super) fn layer_weights(
             layer.head_dim,
         )?,
         attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
+        attn_sinks: match architecture.has_sinks {
+            true => Some(find.vector(&format!("{prefix}attn_sinks.weight"), layer.n_head)?),
+            false => None,
+        },
         attn_post_norm: norm(find, "post_attention_norm", after, hidden)?,
         is_parallel,
         ffn_norm: norm(
@@ -180,9 +213,18 @@ pub(super) fn layer_weights(
             ffn_norm.is_some(),
             hidden,
         )?,
-        ffn_gate,
-        ffn_up,
-        ffn_down: linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?,
+        feed_forward: match (&layer.experts, architecture.experts) {
+            (Some(spec), Some(experts)) => {
+                let found = expert_weights(find, architecture, &experts, &prefix, spec, hidden)?;
+                FeedForwardWeights::Experts(found)
+            }
+            _ => {
+                let n_ffn = layer.intermediate_size;
+                let (gate, up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
+                let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
+                FeedForwardWeights::Dense(DenseWeights { gate, up, down })
+            }
+        },
         ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
     })
 }
@@ -216,7 +258,8 @@ fn qk_norm(
     let weight = format!("{name}.weight");
     let n = match architecture.qk_norm {
         QkNorm::None => return Ok(None),
-        QkNorm::Heads | QkNorm::HeadsAfterRope => head_dim,
+        QkNorm::OptionalHeads if !find.has(&weight) => return Ok(None),
+        QkNorm::Heads | QkNorm::OptionalHeads | QkNorm::HeadsAfterRope => head_dim,
         QkNorm::Rows => n_head * head_dim,
         QkNorm::OptionalByHead if find.has(&weight) => {
             let form = NormForm::Layer {
@@ -256,4 +299,61 @@ fn gate_and_up(
             ))
         }
     }
+}
+
+fn expert_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    experts: &Experts,
+    prefix: &str,
+    spec: &ExpertSpec,
+    hidden: usize,
+) -> Result<ExpertWeights> {
+    let (n_expert, n_ffn) = (spec.n_expert, spec.intermediate_size);
+    let bias = experts.bias;
+    let mut of_all = |name: &str, n_out: usize, n_in: usize| -> Result<Linear> {
+        let name = format!("{prefix}{name}");
+        let weight = find.matrices(&format!("{name}.weight"), [n_expert, n_out, n_in])?;
+        let name = format!("{name}.bias");
+        let has_bias = match bias {
+            Presence::Required => true,
+            Presence::Optional => find.has(&name),
+            Presence::Absent => false,
+        };
+        let bias = has_bias.then(|| find.flat(&name, n_expert, n_out));
+        Ok((weight, bias.transpose()?))
+    };
+    let gate = of_all("ffn_gate_exps", n_ffn, hidden)?;
+    let up = of_all("ffn_up_exps", n_ffn, hidden)?;
+    let down = of_all("ffn_down_exps", hidden, n_ffn)?;
+    let router = format!("{prefix}ffn_gate_inp");
+    let choice_bias = format!("{prefix}exp_probs_b.bias");
+    let shared = |find: &mut WeightFinder, n_ffn: usize| -> Result<SharedWeights> {
+        let mut one = |name: &str, n_out: usize, n_in: usize| {
+            let bias = architecture.other_bias;
+            linear(find, &format!("{prefix}{name}"), n_out, n_in, bias)
+        };
+        let block = DenseWeights {
+            gate: Some(one("ffn_gate_shexp", n_ffn, hidden)?),
+            up: one("ffn_up_shexp", n_ffn, hidden)?,
+            down: one("ffn_down_shexp", hidden, n_ffn)?,
+        };
+        let gate_inp = format!("{prefix}ffn_gate_inp_shexp.weight");
+        let gate_inp = match experts.shared {
+            SharedExpert::Gated => Some(find.single_row(&gate_inp, hidden)?),
+            SharedExpert::None | SharedExpert::Plain => None,
+        };
+        Ok(SharedWeights { gate_inp, block })
+    };
+    Ok(ExpertWeights {
+        router: linear(find, &router, n_expert, hidden, bias)?,
+        choice_bias: optional_vector(find, &choice_bias, n_expert, experts.choice_bias)?,
+        gate,
+        up,
+        down,
+        shared: spec
+            .shared_size
+            .map(|n_ffn| shared(find, n_ffn))
+            .transpose()?,
+    })
 }

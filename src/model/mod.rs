@@ -2,6 +2,7 @@
 
 mod architectures;
 mod decoder;
+mod expert_spec;
 mod hyperparameters;
 mod layers;
 mod lora;
@@ -12,6 +13,7 @@ mod spec;
 mod weights;
 
 pub use architectures::architectures;
+pub use expert_spec::ExpertSpec;
 pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};

@@ -4,6 +4,7 @@ use super::architectures::{
     self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
     Positions, ResidualScale, RopeLayers, SoftCap, Windows,
 };
+use super::expert_spec::{self, ExpertSpec};
 use super::hyperparameters::Hyperparameters;
 use super::rope::RopeSpec;
 use super::{numbers, rope_spec, weights};
@@ -55,8 +56,10 @@ pub struct LayerSpec {
     pub n_head_kv: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward block.
+    /// Width of the feed-forward block, where it is no mixture of experts.
     pub intermediate_size: usize,
+    /// The experts that the feed-forward block is a mixture of; `None` where it is dense.
+    pub experts: Option<ExpertSpec>,
     /// Multiplies query-key products.
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
@@ -170,7 +173,7 @@ impl DecoderSpec {
 }
 
 /// The most that a count may be: far above any model, and products of two fit in `usize`.
-const MAX_COUNT: usize = 1 << 24;
+pub(super) const MAX_COUNT: usize = 1 << 24;
 
 const PARALLEL: &str = "use_parallel_residual";
 
@@ -209,7 +212,7 @@ fn soft_cap(keys: &Hyperparameters<'_>, key: &str, cap: SoftCap) -> Result<Optio
 }
 
 /// A count from 1 to `most`; `value` where it has been read already.
-fn in_range(
+pub(super) fn in_range(
     keys: &Hyperparameters<'_>,
     key: &str,
     value: Option<usize>,
@@ -240,6 +243,7 @@ fn layers(
     let n_head = required("attention.head_count")?;
     let n_head_kv = optional("attention.head_count_kv")?.unwrap_or_else(|| n_head.clone());
     let intermediate_size = required("feed_forward_length")?;
+    let experts = expert_spec::read(architecture, keys, &intermediate_size)?;
     let head_dim = match keys.usize("attention.key_length")? {
         Some(head_dim) => head_dim,
         None => hidden_size / n_head[0],
@@ -293,6 +297,7 @@ fn layers(
                 n_head_kv,
                 head_dim,
                 intermediate_size: intermediate_size[layer],
+                experts: experts[layer].clone(),
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
                 soft_cap,

@@ -228,6 +228,42 @@ impl WeightFinder {
         self.part(name, &[n_rows, n_cols], 0..n_rows)
     }
 
+    /// The matrices `name`, `[n_matrix, n_rows, n_cols]`, as one of all their rows. No adapter adds to it.
+    pub(super) fn matrices(&mut self, name: &str, shape: [usize; 3]) -> Result<WeightId> {
+        let [n_matrix, n_rows, n_cols] = shape;
+        self.of_rows(name, &shape, n_matrix * n_rows, n_cols)
+    }
+
+    /// The vector `name`, `[n]`, as a matrix `[1, n]`.
+    pub(super) fn single_row(&mut self, name: &str, n: usize) -> Result<WeightId> {
+        self.of_rows(name, &[n], 1, n)
+    }
+
+    fn of_rows(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, shape)?;
+        let ty = match self.storage {
+            WeightStorage::Native => file_type,
+            WeightStorage::F16 => WeightType::F16,
+            WeightStorage::F32 => WeightType::F32,
+        };
+        Ok(self.push(Weight {
+            name: name.to_owned(),
+            n_rows,
+            n_cols,
+            file_type,
+            ty,
+            tensor,
+            first_element: 0,
+            added: Vec::new(),
+        }))
+    }
+
     /// The same tensor as a weight's once more, without what adapters add.
     pub(super) fn without_added(&mut self, id: WeightId) -> WeightId {
         let weight = &self.entries[id.0];

@@ -1,8 +1,8 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
 use super::{
-    Activation, Buffer, BufferId, EmbedIndex, Extent, Function, Op, Plan, RopeTable, RopeTableId,
-    Step, check::check,
+    Activation, Buffer, BufferId, EmbedIndex, ExpertGroups, Extent, Function, Gating, Op, Plan,
+    RopeTable, RopeTableId, Step, check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -27,6 +27,17 @@ pub(crate) struct AttentionParams {
     pub(crate) window: Option<usize>,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) alibi: bool,
+    pub(crate) sinks: Option<WeightId>,
+}
+
+/// How experts are chosen and weighed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Router {
+    pub(crate) n_chosen: usize,
+    pub(crate) gating: Gating,
+    pub(crate) groups: Option<ExpertGroups>,
+    pub(crate) normalised: bool,
+    pub(crate) scale: f32,
 }
 
 impl<'a> PlanBuilder<'a> {
@@ -206,6 +217,7 @@ impl<'a> PlanBuilder<'a> {
             window,
             soft_cap,
             alibi,
+            sinks,
         } = params;
         self.push(
             name,
@@ -217,6 +229,7 @@ impl<'a> PlanBuilder<'a> {
                 window,
                 soft_cap,
                 alibi,
+                sinks,
                 dst,
             },
         );
@@ -252,6 +265,83 @@ impl<'a> PlanBuilder<'a> {
     pub(crate) fn add(&mut self, name: &str, a: BufferId, b: BufferId) -> BufferId {
         let dst = self.like(name, a);
         self.push(name, Op::Add { a, b, dst });
+        dst
+    }
+
+    /// The ids of the experts of each token, and what their results count. `normalised` and the factor behind it
+    /// are those of [`Op::ExpertWeights`].
+    pub(crate) fn route(
+        &mut self,
+        logits: BufferId,
+        bias: Option<WeightId>,
+        router: Router,
+    ) -> [BufferId; 2] {
+        let Router {
+            n_chosen,
+            gating,
+            groups,
+            normalised,
+            scale,
+        } = router;
+        let chosen = self.buffer("ffn_moe_topk", n_chosen, Extent::Tokens);
+        self.push(
+            "ffn_moe_topk",
+            Op::ChooseExperts {
+                logits,
+                bias,
+                gating,
+                groups,
+                dst: chosen,
+            },
+        );
+        let dst = self.buffer("ffn_moe_weights", n_chosen, Extent::Tokens);
+        self.push(
+            "ffn_moe_weights",
+            Op::ExpertWeights {
+                logits,
+                chosen,
+                gating,
+                normalised,
+                scale,
+                dst,
+            },
+        );
+        [chosen, dst]
+    }
+
+    pub(crate) fn expert_matmul(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        chosen: BufferId,
+        (weight, bias): (WeightId, Option<WeightId>),
+        n_expert: usize,
+    ) -> BufferId {
+        let n_out = self.weights.get(weight).n_rows / n_expert;
+        let extent = Extent::Chosen(self.buffers[chosen.0].width);
+        let dst = self.buffer(name, n_out, extent);
+        self.push(
+            name,
+            Op::ExpertMatMul {
+                src,
+                chosen,
+                weight,
+                bias,
+                n_expert,
+                dst,
+            },
+        );
+        dst
+    }
+
+    pub(crate) fn weighted_sum(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        weights: BufferId,
+    ) -> BufferId {
+        let dst = self.buffer(name, self.buffers[src.0].width, Extent::Tokens);
+        self.push(name, Op::WeightedSum { src, weights, dst });
         dst
     }
 

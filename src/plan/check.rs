@@ -1,6 +1,6 @@
 //! A plan is checked before anything runs it: widths, order, names.
 
-use super::{BufferId, Extent, Op, Plan};
+use super::{BufferId, Extent, Op, Plan, experts};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayer;
 use crate::model::{WeightId, Weights};
@@ -117,6 +117,51 @@ fn mismatch(
             .or_else(|| unequal("output", width(dst), weights.get(weight).n_rows))
             .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), width(dst))))
             .or_else(|| same_rows(src, dst)),
+        Op::ChooseExperts {
+            logits,
+            bias,
+            groups,
+            dst,
+            ..
+        } => experts::choice(width(logits), width(dst), groups)
+            .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), width(logits))))
+            .or_else(|| of_tokens(logits))
+            .or_else(|| of_tokens(dst)),
+        Op::ExpertWeights {
+            logits,
+            chosen,
+            dst,
+            ..
+        } => unequal("width", width(dst), width(chosen))
+            .or_else(|| of_tokens(logits))
+            .or_else(|| of_tokens(chosen))
+            .or_else(|| of_tokens(dst)),
+        Op::ExpertMatMul {
+            src,
+            chosen,
+            weight,
+            bias,
+            n_expert,
+            dst,
+        } => unequal("input", width(src), columns(weight))
+            .or_else(|| {
+                let n_rows = weights.get(weight).n_rows;
+                unequal("rows of all experts", n_rows, n_expert * width(dst))
+            })
+            .or_else(|| bias.and_then(|bias| unequal("bias", columns(bias), n_expert * width(dst))))
+            .or_else(|| of_tokens(chosen))
+            .or_else(|| slots("results", extent(dst), width(chosen)))
+            .or_else(|| match extent(src) {
+                Extent::Tokens => None,
+                each => slots("inputs", each, width(chosen)),
+            }),
+        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| of_tokens(weights))
+            .or_else(|| of_tokens(dst))
+            .or_else(|| match extent(src) {
+                Extent::Tokens => unequal("weights", width(weights), 1),
+                each => slots("terms", each, width(weights)),
+            }),
         Op::Rope {
             src,
             table,
@@ -141,6 +186,7 @@ fn mismatch(
             q,
             layer,
             n_head,
+            sinks,
             dst,
             ..
         } => match kv.get(layer) {
@@ -149,6 +195,7 @@ fn mismatch(
             Some(cache) => unequal("query", width(q), n_head * cache.head_dim)
                 .or_else(|| unequal("width", width(dst), width(q)))
                 .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0))
+                .or_else(|| sinks.and_then(|sinks| unequal("sinks", columns(sinks), n_head)))
                 .or_else(|| of_tokens(q))
                 .or_else(|| of_tokens(dst)),
         },
@@ -171,4 +218,10 @@ fn mismatch(
                 (extent(dst) != Extent::Outputs).then(|| "does not select outputs".to_owned())
             }),
     }
+}
+
+/// What is wrong where there is to be a row for each of `n_chosen` experts.
+fn slots(what: &str, extent: Extent, n_chosen: usize) -> Option<String> {
+    (extent != Extent::Chosen(n_chosen))
+        .then(|| format!("has {what} of {extent:?}, expected of {n_chosen} experts a token"))
 }

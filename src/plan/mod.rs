@@ -5,10 +5,12 @@
 
 mod builder;
 mod check;
+mod experts;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use builder::{AttentionParams, PlanBuilder};
+pub(crate) use builder::{AttentionParams, PlanBuilder, Router};
+pub use experts::{ExpertGroups, Gating};
 
 use crate::model::{WeightId, Weights};
 use std::borrow::Cow;
@@ -28,6 +30,18 @@ pub enum Extent {
     Tokens,
     /// One row for each token whose logits are wanted.
     Outputs,
+    /// So many rows for each token of the batch, one for each expert chosen for it, in the order of choice.
+    Chosen(usize),
+}
+
+impl Extent {
+    /// Rows for each token, or output.
+    pub fn n_slots(self) -> usize {
+        match self {
+            Extent::Tokens | Extent::Outputs => 1,
+            Extent::Chosen(n) => n,
+        }
+    }
 }
 
 /// An activation, `[n_rows, width] f32`. Steps of different layers share it by name.
@@ -104,6 +118,9 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)^2` (arXiv:2109.08668, section 3.1).
     ReluSquared,
+    /// `g * sigmoid(1.702 * g)` of `g = min(x, 7)`; a block gated by it takes `clamp(up, -7, 7) + 1` for `up`
+    /// (gpt-oss; llama.cpp, src/llama-graph.cpp).
+    ClampedSwiglu,
 }
 
 /// What names a row of an embedding.
@@ -124,6 +141,8 @@ pub enum Function {
     SoftCap(f32),
     /// A non-linearity.
     Activation(Activation),
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// What a step computes. Closed on purpose: every executor matches it without a wildcard.
@@ -183,6 +202,61 @@ pub enum Op {
         /// `[n_rows, n_out]`.
         dst: BufferId,
     },
+    /// The experts of a token: the best `n_chosen`, best first, by their scores plus `bias`, of equal ones the
+    /// first. Ids are whole numbers, as floats.
+    ChooseExperts {
+        /// `[n_rows, n_expert]`.
+        logits: BufferId,
+        /// `[n_expert]`, added to scores for the choice alone.
+        bias: Option<WeightId>,
+        /// Makes scores of logits.
+        gating: Gating,
+        /// The groups that experts are chosen from.
+        groups: Option<ExpertGroups>,
+        /// `[n_rows, n_chosen]`.
+        dst: BufferId,
+    },
+    /// What the result of each chosen expert counts: its score, divided by the sum of the chosen ones' where
+    /// `normalised` (a sum of at least 2^-14), times `scale`.
+    ExpertWeights {
+        /// `[n_rows, n_expert]`.
+        logits: BufferId,
+        /// `[n_rows, n_chosen]`: ids.
+        chosen: BufferId,
+        /// Makes scores of logits.
+        gating: Gating,
+        /// Whether scores are divided by their sum.
+        normalised: bool,
+        /// A factor on all.
+        scale: f32,
+        /// `[n_rows, n_chosen]`.
+        dst: BufferId,
+    },
+    /// The product of each token with the matrices of its experts: for expert `e` of slot `s`
+    /// `dst[row, s, j] = sum_i src[row(, s), i] * weight[e, j, i] (+ bias[e, j])`.
+    ExpertMatMul {
+        /// `[n_rows, n_cols]`, or a row of each slot `[n_rows, n_chosen, n_cols]`.
+        src: BufferId,
+        /// `[n_rows, n_chosen]`: ids.
+        chosen: BufferId,
+        /// `[n_expert * n_out, n_cols]`.
+        weight: WeightId,
+        /// `[n_expert * n_out]`.
+        bias: Option<WeightId>,
+        /// Matrices in `weight`.
+        n_expert: usize,
+        /// `[n_rows, n_chosen, n_out]`.
+        dst: BufferId,
+    },
+    /// `dst[row] = sum_s weights[row, s] * src[row, s]`.
+    WeightedSum {
+        /// `[n_rows, n_slots, width]`.
+        src: BufferId,
+        /// `[n_rows, n_slots]`.
+        weights: BufferId,
+        /// `[n_rows, width]`.
+        dst: BufferId,
+    },
     /// Turns each head of `src` by its row's position.
     Rope {
         /// `[n_rows, n_head * head_dim]`.
@@ -220,6 +294,8 @@ pub enum Op {
         soft_cap: Option<f32>,
         /// Whether distance lowers scores, by a slope of each head (ALiBi, arXiv:2108.12409).
         alibi: bool,
+        /// `[n_head]`: a score of each head that has a share of the softmax and no value (arXiv:2309.17453).
+        sinks: Option<WeightId>,
         /// `[n_rows, n_head * head_dim]`.
         dst: BufferId,
     },
@@ -269,6 +345,10 @@ impl Op {
             | Op::RmsNorm { dst, .. }
             | Op::LayerNorm { dst, .. }
             | Op::MatMul { dst, .. }
+            | Op::ChooseExperts { dst, .. }
+            | Op::ExpertWeights { dst, .. }
+            | Op::ExpertMatMul { dst, .. }
+            | Op::WeightedSum { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
@@ -293,6 +373,10 @@ impl Op {
             Op::Attention { q, .. } => vec![q],
             Op::GatedActivation { gate, up, .. } => vec![gate, up],
             Op::Add { a, b, .. } => vec![a, b],
+            Op::ChooseExperts { logits, .. } => vec![logits],
+            Op::ExpertWeights { logits, chosen, .. } => vec![logits, chosen],
+            Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
+            Op::WeightedSum { src, weights, .. } => vec![src, weights],
         }
     }
 }
@@ -379,7 +463,14 @@ impl Plan {
         match self.buffer(id).extent {
             Extent::Tokens => self.max_rows,
             Extent::Outputs => self.max_outputs,
+            Extent::Chosen(n) => self.max_rows * n,
         }
+    }
+
+    /// Elements of a buffer for each token, or output.
+    pub fn token_width(&self, id: BufferId) -> usize {
+        let buffer = self.buffer(id);
+        buffer.width * buffer.extent.n_slots()
     }
 
     /// The rows of a buffer in one batch.
@@ -387,6 +478,7 @@ impl Plan {
         match self.buffer(id).extent {
             Extent::Tokens => batch.n_rows(),
             Extent::Outputs => batch.n_outputs(),
+            Extent::Chosen(n) => batch.n_rows() * n,
         }
     }
 }

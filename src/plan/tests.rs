@@ -308,6 +308,7 @@ fn attention(
         window: None,
         soft_cap: None,
         alibi: false,
+        sinks: None,
         dst: case.new_buffer(width, extent),
     }
 }
@@ -336,6 +337,7 @@ fn attention_is_refused_in_other_widths_and_rows() {
         window: None,
         soft_cap: None,
         alibi: false,
+        sinks: None,
         dst: case.new_buffer(64, Tokens),
     });
 }
@@ -361,6 +363,7 @@ fn attention_is_refused_where_its_heads_fall_into_no_groups() {
             window: None,
             soft_cap: None,
             alibi: false,
+            sinks: None,
             dst: case.new_buffer(32, Tokens),
         }
     });

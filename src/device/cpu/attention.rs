@@ -11,12 +11,14 @@ use rayon::prelude::*;
 const BLOCK_KEYS: usize = 128;
 
 /// What attends to what.
-pub(super) struct Attention {
+pub(super) struct Attention<'a> {
     pub(super) n_head: usize,
     pub(super) scale: f32,
     pub(super) window: Option<usize>,
     pub(super) soft_cap: Option<f32>,
     pub(super) alibi: bool,
+    /// A score without a value for each head.
+    pub(super) sinks: Option<&'a [f32]>,
     /// Of the first row.
     pub(super) position: usize,
 }
@@ -24,7 +26,7 @@ pub(super) struct Attention {
 /// Softmax-weighted values for queries `q` `[n_rows, n_head, head_dim]`.
 pub(super) fn attention(
     simd: Simd,
-    attention: &Attention,
+    attention: &Attention<'_>,
     cache: &LayerCache,
     q: &[f32],
     dst: &mut [f32],
@@ -42,7 +44,7 @@ pub(super) fn attention(
 /// what was summed up so far is scaled down to it (arXiv:1805.02867, section 3).
 fn one_head(
     simd: Simd,
-    attention: &Attention,
+    attention: &Attention<'_>,
     cache: &LayerCache,
     index: usize,
     q: &[f32],
@@ -87,5 +89,11 @@ fn one_head(
         }
         simd.weighted_sum(cache.values.rows(cells, width), weights, dst);
     }
-    dst.iter_mut().for_each(|sum| *sum /= total);
+    let mut shrink = 1.0;
+    if let Some(sinks) = attention.sinks {
+        let most = highest.max(sinks[head]);
+        shrink = (highest - most).exp();
+        total = total * shrink + (sinks[head] - most).exp();
+    }
+    dst.iter_mut().for_each(|sum| *sum = *sum * shrink / total);
 }

@@ -146,6 +146,9 @@ pub(super) fn gated_activation(
             Activation::Silu => each.for_each(|((dst, &x), up)| *dst = x * sigmoid(x) * up),
             Activation::GeluTanh => each.for_each(|((dst, &x), up)| *dst = gelu_tanh(x) * up),
             Activation::ReluSquared => each.for_each(|((dst, &x), up)| *dst = relu_squared(x) * up),
+            Activation::ClampedSwiglu => {
+                each.for_each(|((dst, &x), up)| *dst = clamped(x) * (up.clamp(-7.0, 7.0) + 1.0))
+            }
         }
     });
 }
@@ -157,6 +160,7 @@ pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]
         match function {
             Function::Scale(factor) => each.for_each(|(dst, x)| *dst = x * factor),
             Function::SoftCap(cap) => each.for_each(|(dst, &x)| *dst = soft_cap(x, cap)),
+            Function::Sigmoid => each.for_each(|(dst, &x)| *dst = sigmoid(x)),
             Function::Activation(Activation::Silu) => {
                 each.for_each(|(dst, &x)| *dst = x * sigmoid(x))
             }
@@ -166,6 +170,9 @@ pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]
             Function::Activation(Activation::ReluSquared) => {
                 each.for_each(|(dst, &x)| *dst = relu_squared(x));
             }
+            Function::Activation(Activation::ClampedSwiglu) => {
+                each.for_each(|(dst, &x)| *dst = clamped(x));
+            }
         }
     });
 }
@@ -174,6 +181,12 @@ pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]
 fn gelu_tanh(x: f32) -> f32 {
     let u = (2.0 / PI).sqrt() * (x + 0.044715 * x * x * x);
     x * sigmoid(2.0 * u)
+}
+
+/// `g * sigmoid(1.702 * g)` of `g = min(x, 7)`.
+fn clamped(x: f32) -> f32 {
+    let x = if x > 7.0 { 7.0 } else { x };
+    x * sigmoid(1.702 * x)
 }
 
 /// What is not a number stays so: `max` would make zero of it.

@@ -3,13 +3,14 @@
 use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
-use super::{elementwise, matmul};
+use super::{elementwise, experts, matmul};
 use crate::device::memory::{Charge, Purpose};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
 use crate::device::{Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
+use crate::kernels;
 use crate::kv_cache::KvLayout;
 use crate::plan::{Batch, BufferId, Op, Plan};
 use std::mem;
@@ -139,6 +140,53 @@ impl CpuExecutor {
                 let src = rounded(buffer(src), self.plan.buffer(src).width, int8_rows);
                 matmul::matmul(simd, weights, weight, bias, &src, out);
             }
+            Op::ChooseExperts {
+                logits,
+                bias,
+                gating,
+                groups,
+                ..
+            } => {
+                let bias = bias.map(|bias| weights.vector(bias));
+                let n_expert = self.plan.buffer(logits).width;
+                let logits = buffer(logits);
+                kernels::experts::choose_twin(gating, logits, n_expert, bias, groups, width, out);
+            }
+            Op::ExpertWeights {
+                logits,
+                chosen,
+                gating,
+                normalised,
+                scale,
+                ..
+            } => {
+                let n_expert = self.plan.buffer(logits).width;
+                let (logits, chosen) = (buffer(logits), buffer(chosen));
+                let form = (normalised, scale);
+                kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
+            }
+            Op::ExpertMatMul {
+                src,
+                chosen,
+                weight,
+                bias,
+                n_expert,
+                ..
+            } => {
+                let matrices = experts::Matrices {
+                    weights,
+                    id: weight,
+                    bias: bias.map(|bias| weights.vector(bias)),
+                    n_expert,
+                };
+                matrices.multiply(simd, buffer(src), buffer(chosen), out);
+            }
+            Op::WeightedSum {
+                src, weights: by, ..
+            } => {
+                let n_slots = self.plan.buffer(by).width;
+                experts::weighted_sum(n_slots, width, buffer(src), buffer(by), out);
+            }
             Op::Rope {
                 src,
                 table,
@@ -159,6 +207,7 @@ impl CpuExecutor {
                 window,
                 soft_cap,
                 alibi,
+                sinks,
                 ..
             } => {
                 let shape = Attention {
@@ -167,6 +216,7 @@ impl CpuExecutor {
                     window,
                     soft_cap,
                     alibi,
+                    sinks: sinks.map(|sinks| weights.vector(sinks)),
                     position: batch.position,
                 };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
@@ -199,7 +249,7 @@ impl CpuExecutor {
                 stored = self.cached_rows(*layer, batch);
                 (stored.as_slice(), self.caches[*layer].shape.width())
             }
-            (_, Some(dst)) => (self.buffer(dst, batch), self.plan.buffer(dst).width),
+            (_, Some(dst)) => (self.buffer(dst, batch), self.plan.token_width(dst)),
             (_, None) => return Ok(()),
         };
         observer(&Observation {

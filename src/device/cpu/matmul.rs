@@ -6,14 +6,14 @@ use crate::model::WeightId;
 use rayon::prelude::*;
 
 /// Weight rows that are decoded together for many activation rows.
-const PANEL_ROWS: usize = 8;
+pub(super) const PANEL_ROWS: usize = 8;
 
 /// Columns of a panel: whole blocks of every weight type, and a panel and its activations fit in the
 /// first-level cache.
 const PANEL_COLS: usize = 1024;
 
 /// Tasks for each thread, so that a thread that is held up does not hold up the others.
-const TASKS_PER_THREAD: usize = 4;
+pub(super) const TASKS_PER_THREAD: usize = 4;
 
 /// Weights below which waking another thread costs more than it saves.
 const PARALLEL_WEIGHTS: usize = 1 << 15;
@@ -70,7 +70,7 @@ pub(super) fn matmul(
 }
 
 /// The outputs from `first` on, as many as each row of `dst` has room for.
-fn multiply(
+pub(super) fn multiply(
     simd: Simd,
     weights: &CpuWeights,
     id: WeightId,

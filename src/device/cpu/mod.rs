@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod elementwise;
 mod executor;
+mod experts;
 mod matmul;
 mod simd;
 #[cfg(test)]

@@ -326,7 +326,7 @@ impl GpuExecutor {
         let padded = self.shared.context.read_buffer(buffer, 0, bytes)?;
         let rows = padded.chunks_exact(row_bytes);
         let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
-        Ok((values.collect(), width))
+        Ok((values.collect(), self.plan.token_width(id)))
     }
 
     fn cached_rows(
@@ -355,6 +355,7 @@ fn dispatches(steps: &[Vec<Dispatch>], rows: Rows) -> impl Iterator<Item = (&Dis
         let n_rows = match dispatch.extent {
             Extent::Tokens => rows.n_rows,
             Extent::Outputs => rows.n_outputs,
+            Extent::Chosen(n) => rows.n_rows * n,
         };
         let is_needed = n_rows > 0
             && (rows.is_watched || !dispatch.is_sentinel)

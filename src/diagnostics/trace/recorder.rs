@@ -99,7 +99,7 @@ impl<'a> Recorder<'a> {
                 vec![self.kv.layers[*layer].width()]
             }
             (_, op) => {
-                let width = |dst| self.plan.buffer(dst).width;
+                let width = |dst| self.plan.token_width(dst);
                 vec![op.dst().map_or(0, width)]
             }
         };
@@ -228,6 +228,7 @@ fn attends<'a>(
         window,
         soft_cap,
         alibi,
+        sinks: None,
         ..
     } = *op
     else {
@@ -243,6 +244,7 @@ fn attends<'a>(
         window,
         soft_cap,
         alibi,
+        has_sinks: false,
     };
     Some((shape, queries.get(&q)?, keys.get(&layer)?))
 }

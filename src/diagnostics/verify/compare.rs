@@ -8,19 +8,24 @@ use crate::plan::Op;
 /// add or round values are exact. `is_f16` says that a product or attention takes in 16-bit floats.
 pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
     match op {
-        Op::Add { .. } | Op::SelectOutputs { .. } | Op::StoreKv { .. } => 0.0,
+        Op::Add { .. }
+        | Op::SelectOutputs { .. }
+        | Op::StoreKv { .. }
+        | Op::ChooseExperts { .. } => 0.0,
         // Decoding a block may fuse its multiplication and addition.
         Op::Embed { .. } => 2e-6,
         Op::RmsNorm { .. }
         | Op::LayerNorm { .. }
         | Op::Rope { .. }
+        | Op::ExpertWeights { .. }
+        | Op::WeightedSum { .. }
         | Op::GatedActivation { .. }
         | Op::Map { .. } => 2e-5,
         // Seen: 7e-3 on lavapipe, of SmolLM2 and Gemma 3.
         Op::MatMul { .. } if is_f16 => 3e-2,
         // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.
         Op::Attention { .. } if is_f16 => 6e-2,
-        Op::MatMul { .. } | Op::Attention { .. } => 1e-4,
+        Op::MatMul { .. } | Op::ExpertMatMul { .. } | Op::Attention { .. } => 1e-4,
     }
 }
 

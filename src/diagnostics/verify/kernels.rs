@@ -9,7 +9,7 @@ use super::judge::{Agreed, Judge, Verified};
 use crate::device::{Executor, Observation};
 use crate::error::Result;
 use crate::kernels;
-use crate::plan::{Batch, BufferId, EmbedIndex, Op, Outputs};
+use crate::plan::{Batch, BufferId, EmbedIndex, Op, Outputs, Plan};
 use crate::sampler::random::SplitMix64;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -136,6 +136,45 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
         Op::MatMul { weight, bias, .. } => {
             format!("{} {}", of_weight(weight), bias.is_some())
         }
+        Op::ChooseExperts {
+            logits,
+            bias,
+            gating,
+            groups,
+            dst,
+        } => {
+            let [n_expert, n_chosen] = [logits, dst].map(|id| plan.buffer(id).width);
+            format!(
+                "{n_chosen} of {n_expert} {gating:?} {groups:?} {}",
+                bias.is_some()
+            )
+        }
+        Op::ExpertWeights {
+            logits,
+            dst,
+            gating,
+            normalised,
+            scale,
+            ..
+        } => {
+            let [n_expert, n_chosen] = [logits, dst].map(|id| plan.buffer(id).width);
+            format!("{n_chosen} of {n_expert} {gating:?} {normalised} {scale}")
+        }
+        Op::ExpertMatMul {
+            src,
+            chosen,
+            weight,
+            bias,
+            n_expert,
+            ..
+        } => format!(
+            "{} {n_expert} {:?} {} {}",
+            of_weight(weight),
+            plan.buffer(src).extent,
+            plan.buffer(chosen).width,
+            bias.is_some()
+        ),
+        Op::WeightedSum { weights, .. } => format!("{}", plan.buffer(weights).width),
         Op::Rope {
             table, head_dim, ..
         } => format!("{} {head_dim}", table.0),
@@ -147,10 +186,12 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             window,
             soft_cap,
             alibi,
+            sinks,
             ..
         } => format!(
-            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi}",
-            kv.layers[layer]
+            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi} {}",
+            kv.layers[layer],
+            sinks.is_some()
         ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
         Op::Map { function, .. } => format!("{function:?}"),
@@ -268,7 +309,10 @@ impl Prober<'_> {
                     input => input,
                 };
                 let n = plan.rows_of(id, batch) * plan.buffer(id).width;
-                let values = values(&mut self.random, input, n);
+                let values = match n_expert_of(plan, &step.op, id) {
+                    Some(n_expert) => ids(&mut self.random, n_expert, n),
+                    None => values(&mut self.random, input, n),
+                };
                 executor.set_buffer(id, &values)?;
                 self.judge.reference.replace(id, &values);
             }
@@ -307,6 +351,25 @@ impl Prober<'_> {
         self.judge.reference.replace_cached(layer, 0, &stored);
         Ok(())
     }
+}
+
+/// Where an op reads a buffer as ids of experts: how many there are.
+fn n_expert_of(plan: &Plan, op: &Op, id: BufferId) -> Option<usize> {
+    match *op {
+        Op::ExpertWeights { logits, chosen, .. } => {
+            (chosen == id).then(|| plan.buffer(logits).width)
+        }
+        Op::ExpertMatMul {
+            chosen, n_expert, ..
+        } => (chosen == id).then_some(n_expert),
+        _ => None,
+    }
+}
+
+/// Ids of experts.
+fn ids(random: &mut SplitMix64, n_expert: usize, n: usize) -> Vec<f32> {
+    let id = |_| (random.next_u64() % n_expert.max(1) as u64) as f32;
+    (0..n).map(id).collect()
 }
 
 /// Numbers of a kind of input.

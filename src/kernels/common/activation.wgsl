@@ -4,6 +4,11 @@
 
 const SILU: u32 = 0u;
 const RELU_SQUARED: u32 = 2u;
+const CLAMPED_SWIGLU: u32 = 3u;
+
+fn is_nan(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
+}
 
 // exp stays finite; sigmoid(-80) is 2e-35.
 fn sigmoid(x: vec4<f32>) -> vec4<f32> {
@@ -23,9 +28,20 @@ fn activate(activation: u32, x: vec4<f32>) -> vec4<f32> {
     if activation == RELU_SQUARED {
         let positive = max(x, vec4(0.0)); // arXiv:2109.08668, section 3.1
         // max makes zero of what is not a number.
-        let is_nan = (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
-        return select(positive * positive, x, is_nan);
+        return select(positive * positive, x, is_nan(x));
+    }
+    if activation == CLAMPED_SWIGLU {
+        let bounded = min(x, vec4(7.0));
+        return select(bounded * sigmoid(1.702 * bounded), x, is_nan(x));
     }
     return gelu_tanh(x);
 }
 
+
+// What a gate is multiplied with.
+fn linear(activation: u32, up: vec4<f32>) -> vec4<f32> {
+    if activation == CLAMPED_SWIGLU {
+        return select(clamp(up, vec4(-7.0), vec4(7.0)) + 1.0, up, is_nan(up));
+    }
+    return up;
+}

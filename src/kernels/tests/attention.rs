@@ -1,9 +1,12 @@
 //! Attention over caches of both types.
 
 use super::elementwise::decode_cache;
-use super::{Random, Values, assert_close, gpu, padded, run_kernel, unpadded, unwritten, variants};
+use super::{
+    Random, Values, altered, assert_close, first_difference, gpu, padded, run_kernel, unpadded,
+    unwritten, variants,
+};
 use crate::kernels::attention::{self, Shape};
-use crate::kernels::{BatchParams, Variant};
+use crate::kernels::{BatchParams, Kernel, Variant};
 use crate::kv_cache::KvType;
 use half::f16;
 
@@ -61,7 +64,15 @@ impl Case {
         });
         let decoded = [0, 1].map(|i| decode_cache(kv, &caches[i]));
         let mut want = vec![0.0; q.len()];
-        attention::twin(shape, &q, &decoded[0], &decoded[1], &mut want);
+        let sinks = shape.has_sinks.then(|| sinks(shape.n_head));
+        attention::twin(
+            shape,
+            sinks.as_deref(),
+            &q,
+            &decoded[0],
+            &decoded[1],
+            &mut want,
+        );
         Inputs {
             q,
             caches,
@@ -74,6 +85,13 @@ impl Case {
     pub(super) fn bound(&self) -> f64 {
         BOUND * f64::from(self.values.scale())
     }
+}
+
+/// Scores without a value: below, among and above those of keys.
+fn sinks(n_head: usize) -> Vec<f32> {
+    (0..n_head)
+        .map(|head| [-1.0, 10.0, 8.0, -40.0, 40.0][head % 5])
+        .collect()
 }
 
 pub(super) fn encode_cache(ty: KvType, elements: &[f32]) -> Vec<u8> {
@@ -106,6 +124,18 @@ fn run(
     keys: &[u8],
     values: &[u8],
 ) -> Vec<f32> {
+    run_with(&attention::KERNEL, n_rows, shape, variant, q, keys, values)
+}
+
+fn run_with(
+    kernel: &Kernel,
+    n_rows: usize,
+    shape: &Shape,
+    variant: &Variant,
+    q: &[f32],
+    keys: &[u8],
+    values: &[u8],
+) -> Vec<f32> {
     let Some(context) = gpu() else {
         return Vec::new();
     };
@@ -119,12 +149,18 @@ fn run(
     };
     let dst = run_kernel(
         context,
-        &attention::KERNEL,
+        kernel,
         variant,
         batch,
         bytemuck::bytes_of(&params),
         attention::grid(&params, n_rows),
-        &[&padded(q, width), keys, values, &unwritten(n_rows, width)],
+        &[
+            &padded(q, width),
+            keys,
+            values,
+            &padded(&sinks(shape.n_head), shape.n_head),
+            &unwritten(n_rows, width),
+        ],
     );
     unpadded(dst.last().unwrap(), width)
 }
@@ -140,6 +176,7 @@ pub(super) fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: 
         window: None,
         soft_cap: None,
         alibi: false,
+        has_sinks: false,
     }
 }
 
@@ -297,4 +334,73 @@ fn attention_over_8192_keys_matches_its_twin() {
         scores: 1.0,
         values: Values::Random,
     });
+}
+
+fn with_sinks(seed: u64, position: usize) -> Case {
+    Case {
+        seed,
+        shape: Shape {
+            soft_cap: seed.is_multiple_of(2).then_some(20.0),
+            alibi: seed.is_multiple_of(3),
+            window: seed.is_multiple_of(4).then_some(70),
+            has_sinks: true,
+            ..shape(10, 5, 64, position)
+        },
+        n_rows: 3,
+        scores: 3.0,
+        values: Values::Random,
+    }
+}
+
+#[test]
+fn attention_matches_its_twin_with_sinks() {
+    for (seed, position) in (81..).zip([0, 1, 63, 130, 200]) {
+        check(&with_sinks(seed, position));
+    }
+}
+
+#[test]
+fn mistakes_with_sinks_are_seen() {
+    let Some(_) = gpu() else { return };
+    let case = with_sinks(85, 130);
+    for (from, to) in [
+        ("total * shrink + exp(", "total + exp("),
+        ("+ exp(sinks[head] - most)", ""),
+        ("sum * shrink / total", "sum / total"),
+        ("exp(sinks[head] - most)", "exp(sinks[0] - most)"),
+    ] {
+        let variant = variants(&attention::KERNEL, false)[0];
+        let inputs = case.inputs(variant.kv);
+        let [keys, values] = &inputs.caches;
+        let kernel = altered(&attention::KERNEL, &variant, from, to);
+        let got = run_with(
+            &kernel,
+            case.n_rows,
+            &case.shape,
+            &variant,
+            &inputs.q,
+            keys,
+            values,
+        );
+        let difference = first_difference(&got, &inputs.want, |_| case.bound());
+        assert!(difference.is_some(), "`{from}` as `{to}`");
+    }
+}
+
+#[test]
+fn twin_of_sinks_is_the_definition() {
+    let shape = Shape {
+        has_sinks: true,
+        ..shape(1, 1, 4, 0)
+    };
+    let mut dst = [f32::NAN; 4];
+    let (zero, values) = ([0.0; 4], [1.0, 2.0, 3.0, 4.0]);
+    // A score of 0 beside one of ln 3: a quarter.
+    attention::twin(&shape, Some(&[3f32.ln()]), &zero, &zero, &values, &mut dst);
+    for (dst, value) in dst.iter().zip(values) {
+        assert!(
+            (dst - value / 4.0).abs() < 1e-6,
+            "{dst}, expected a quarter of {value}"
+        );
+    }
 }

@@ -239,7 +239,7 @@ fn steep(kv: KvType, n_rows: usize, position: usize, height: f32, query: f32) ->
     inputs.decoded[0] = decode_cache(kv, &inputs.caches[0]);
     inputs.q.fill(query);
     let [keys, values] = &inputs.decoded;
-    attention::twin(&case.shape, &inputs.q, keys, values, &mut inputs.want);
+    attention::twin(&case.shape, None, &inputs.q, keys, values, &mut inputs.want);
     (case, inputs)
 }
 

@@ -5,10 +5,11 @@ use crate::device::wgpu::context::Context;
 use crate::kernels::{BatchParams, map};
 use crate::plan::{Activation, Function};
 
-const FUNCTIONS: [Function; 6] = [
+const FUNCTIONS: [Function; 7] = [
     Function::Scale(0.3),
     Function::SoftCap(4.0),
     Function::SoftCap(50.0),
+    Function::Sigmoid,
     Function::Activation(Activation::Silu),
     Function::Activation(Activation::GeluTanh),
     Function::Activation(Activation::ReluSquared),
@@ -46,11 +47,12 @@ fn check(seed: u64, function: Function, width: usize, src: &[f32]) {
     let got = run(context, function, width, src);
     let of_element = match function {
         Function::Activation(_) => 1.0,
-        Function::Scale(_) | Function::SoftCap(_) => 0.0,
+        Function::Scale(_) | Function::SoftCap(_) | Function::Sigmoid => 0.0,
     };
     let bound = |i: usize| {
         let [want, src] = [want[i], src[i]].map(|x| f64::from(x).abs());
-        BOUND * want.max(of_element * src)
+        // Sigmoids below 2e-35 are zero in the kernel.
+        BOUND * want.max(of_element * src) + 2e-35
     };
     assert_close("map", seed, &(n_rows, width, function), &got, &want, bound);
 }
@@ -87,9 +89,11 @@ fn values_that_are_not_finite_are_seen_behind_every_function() {
         let kernel = gpu().map(|context| run(context, function, src.len(), &src));
         for found in kernel.iter().chain([&twin]) {
             let is_finite: Vec<bool> = found.iter().map(|value| value.is_finite()).collect();
-            let expected = [false, true, false, false, true];
+            let is_bounded = function == Function::Sigmoid;
+            let expected = [false, true, false, is_bounded, true];
             assert_eq!(is_finite, expected, "{function:?}: {found:?}");
-            assert!(found[0].is_nan() && found[2].is_nan() && found[3] == f32::INFINITY);
+            let limit = if is_bounded { 1.0 } else { f32::INFINITY };
+            assert!(found[0].is_nan() && found[2].is_nan() && found[3] == limit);
         }
         if let Function::SoftCap(_) = function {
             let mut twin = [0.0];

@@ -4,9 +4,10 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, embed, f16_rows, gated_activation, layer_norm, logit_maxima, map, matmul,
-    matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
-    select_outputs, sentinel, store_kv,
+    attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
+    gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
+    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
+    weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -42,7 +43,7 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             soft_cap,
-            alibi
+            of_heads
         }),
         "attention_few" | "attention_merge" => members!(attention_few::Params {
             n_head,
@@ -53,6 +54,44 @@ fn params_members(kernel: &Kernel) -> Members {
             window,
             has_int8,
             soft_cap
+        }),
+        "choose_experts" => members!(choose_experts::Params {
+            n_expert,
+            stride,
+            n_chosen,
+            dst_stride,
+            is_sigmoid,
+            has_bias,
+            n_group,
+            n_used
+        }),
+        "expert_matvec" => members!(expert_matvec::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            n_pairs,
+            has_bias,
+            n_out,
+            n_expert,
+            n_chosen,
+            chosen_stride,
+            slots_per_src
+        }),
+        "expert_weights" => members!(expert_weights::Params {
+            n_expert,
+            stride,
+            n_chosen,
+            chosen_stride,
+            is_sigmoid,
+            is_normalised,
+            scale,
+            least_sum
+        }),
+        "weighted_sum" => members!(weighted_sum::Params {
+            width,
+            stride,
+            n_slots,
+            weights_stride
         }),
         "embed" => members!(embed::Params {
             matrix,

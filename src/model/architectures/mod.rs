@@ -6,7 +6,7 @@ mod table;
 
 use self::table::TABLE;
 use crate::error::{Error, Result};
-use crate::plan::{Activation, RopePairing};
+use crate::plan::{Activation, Gating, RopePairing};
 
 /// Whether a tensor must, may or must not be in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,8 @@ pub(super) enum QkNorm {
     HeadsAfterRope,
     /// All heads of a row together, before rope.
     Rows,
+    /// Each head, before rope, where there are weights.
+    OptionalHeads,
     /// Each head with weights of its own, before rope, where there are any.
     OptionalByHead,
 }
@@ -181,6 +183,33 @@ pub(super) enum FeedForward {
     Plain,
 }
 
+/// The experts that all tokens have, beside those that are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SharedExpert {
+    None,
+    /// Added as it is, where the file states its width.
+    Plain,
+    /// Times the sigmoid of a product of its own.
+    Gated,
+}
+
+/// How a mixture of experts, which has `expert_count` of them, differs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Experts {
+    /// Makes scores of logits, where the file does not state it.
+    pub(super) gating: Gating,
+    /// Whether the file states how scores become weights: `expert_gating_func`, `expert_weights_norm` and
+    /// `expert_weights_scale`.
+    pub(super) is_stated: bool,
+    /// Whether weights are divided by their sum, where the file does not state it.
+    pub(super) normalised: bool,
+    /// The bias of scores for the choice alone.
+    pub(super) choice_bias: Presence,
+    /// The biases of the router and of all experts.
+    pub(super) bias: Presence,
+    pub(super) shared: SharedExpert,
+}
+
 /// One row of the table.
 #[derive(Debug)]
 pub(super) struct Architecture {
@@ -200,6 +229,8 @@ pub(super) struct Architecture {
     pub(super) has_query_temperature: bool,
     pub(super) activation: Activation,
     pub(super) feed_forward: FeedForward,
+    /// The experts, where a file has any; `None` where it may not.
+    pub(super) experts: Option<Experts>,
     pub(super) embedding_scale: EmbeddingScale,
     /// Whether a norm follows the embedding.
     pub(super) embedding_norm: bool,
@@ -216,6 +247,8 @@ pub(super) struct Architecture {
     pub(super) norm: NormKind,
     pub(super) norms: Norms,
     pub(super) qk_norm: QkNorm,
+    /// Whether each head has a score without a value.
+    pub(super) has_sinks: bool,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
     pub(super) hidden_scale_at_layers: Option<usize>,
 }

@@ -1,16 +1,16 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, FeedForward, LocalRope, LogitScale,
-    NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors, RopeLayers, SoftCap,
-    Windows,
+    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
+    LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
+    RopeLayers, SharedExpert, SoftCap, Windows,
 };
-use crate::plan::{Activation, RopePairing};
+use crate::plan::{Activation, Gating, RopePairing};
 
 /// src/models/llama.cpp
 const LLAMA: Architecture = Architecture {
     name: "llama",
-    models: "Llama 2 and 3, Mistral, TinyLlama, SmolLM2",
+    models: "Llama 2 and 3, Mistral, Mixtral, TinyLlama, SmolLM2",
     positions: Positions::Rope,
     rope_pairing: RopePairing::Adjacent,
     rope_layers: RopeLayers::All,
@@ -20,6 +20,7 @@ const LLAMA: Architecture = Architecture {
     has_query_temperature: false,
     activation: Activation::Silu,
     feed_forward: FeedForward::Gated,
+    experts: None,
     embedding_scale: EmbeddingScale::One,
     embedding_norm: false,
     residual_scale: ResidualScale::One,
@@ -33,7 +34,18 @@ const LLAMA: Architecture = Architecture {
     norm: NormKind::Rms,
     norms: Norms::Before,
     qk_norm: QkNorm::None,
+    has_sinks: false,
     hidden_scale_at_layers: None,
+};
+
+/// Experts by softmax over all, their weights divided by their sum: src/llama-graph.cpp, `build_moe_ffn`.
+const EXPERTS: Experts = Experts {
+    gating: Gating::Softmax,
+    is_stated: false,
+    normalised: true,
+    choice_bias: Presence::Absent,
+    bias: Presence::Absent,
+    shared: SharedExpert::None,
 };
 
 /// What most architectures with halves as pairs have in common.
@@ -78,7 +90,10 @@ const BIASED: Architecture = Architecture {
 
 /// Every architecture that runs.
 pub(super) const TABLE: &[Architecture] = &[
-    LLAMA,
+    Architecture {
+        experts: Some(EXPERTS),
+        ..LLAMA
+    },
     // src/models/qwen2.cpp
     Architecture {
         name: "qwen2",
@@ -93,6 +108,85 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Qwen 3",
         qk_norm: QkNorm::Heads,
         ..HALVES
+    },
+    // src/models/qwen2moe.cpp
+    Architecture {
+        name: "qwen2moe",
+        models: "Qwen 1.5 and 2 (mixtures of experts)",
+        qkv_bias: Presence::Required,
+        experts: Some(Experts {
+            normalised: false,
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        ..HALVES
+    },
+    // src/models/qwen3moe.cpp
+    Architecture {
+        name: "qwen3moe",
+        models: "Qwen 3 (mixtures of experts)",
+        qk_norm: QkNorm::Heads,
+        experts: Some(EXPERTS),
+        ..HALVES
+    },
+    // src/models/olmoe.cpp
+    Architecture {
+        name: "olmoe",
+        models: "OLMoE",
+        qkv_bias: Presence::Absent,
+        qk_norm: QkNorm::Rows,
+        experts: Some(Experts {
+            normalised: false,
+            ..EXPERTS
+        }),
+        ..HALVES
+    },
+    // src/models/openai-moe.cpp; the softmax over the chosen logits alone is what the normalised one over all gives.
+    Architecture {
+        name: "gpt-oss",
+        models: "gpt-oss",
+        activation: Activation::ClampedSwiglu,
+        qkv_bias: Presence::Required,
+        other_bias: Presence::Required,
+        norms: Norms::BeforeByAnotherName,
+        windows: Windows::Periodic {
+            period: 2,
+            default: DefaultWindow::Refused,
+            at_layers: None,
+        },
+        has_sinks: true,
+        experts: Some(Experts {
+            bias: Presence::Required,
+            ..EXPERTS
+        }),
+        ..HALVES
+    },
+    // src/models/glm4-moe.cpp
+    Architecture {
+        name: "glm4moe",
+        models: "GLM-4.5",
+        norms: Norms::BeforeByAnotherName,
+        qk_norm: QkNorm::OptionalHeads,
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            is_stated: true,
+            choice_bias: Presence::Optional,
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        ..HALVES
+    },
+    // src/models/ernie4-5-moe.cpp
+    Architecture {
+        name: "ernie4_5-moe",
+        models: "ERNIE 4.5 (mixtures of experts)",
+        rope_divisors: RopeDivisors::None,
+        experts: Some(Experts {
+            choice_bias: Presence::Optional,
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        ..LLAMA
     },
     GEMMA,
     // src/models/gemma2.cpp, and src/llama-hparams.h for the caps; the 27B model has 46 layers.
@@ -141,6 +235,7 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Ministral 3",
         states_yarn_ramp: true,
         has_query_temperature: true,
+        experts: Some(EXPERTS),
         ..LLAMA
     },
     // src/models/smollm3.cpp
@@ -226,6 +321,19 @@ pub(super) const TABLE: &[Architecture] = &[
         embedding_scale: EmbeddingScale::Stated(1.0),
         residual_scale: ResidualScale::Stated,
         logit_scale: LogitScale::Divides,
+        ..LLAMA
+    },
+    // src/models/granite.cpp
+    Architecture {
+        name: "granitemoe",
+        models: "Granite 3 (mixtures of experts)",
+        embedding_scale: EmbeddingScale::Stated(1.0),
+        residual_scale: ResidualScale::Stated,
+        logit_scale: LogitScale::Divides,
+        experts: Some(Experts {
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
         ..LLAMA
     },
     // src/models/minicpm.cpp; without `logit_scale` arXiv:2404.06395, section 4.1

@@ -158,6 +158,7 @@ pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
         window,
         soft_cap,
         alibi,
+        sinks,
         ..
     } = *op
     else {
@@ -173,6 +174,7 @@ pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
         window,
         soft_cap,
         alibi,
+        has_sinks: sinks.is_some(),
     };
     Some(shape)
 }

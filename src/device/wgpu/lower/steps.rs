@@ -39,6 +39,41 @@ impl<'a> Lowering<'a> {
         match *op {
             Op::Embed { .. } => self.embed(index, op),
             Op::MatMul { .. } => self.matmul(index, op),
+            Op::ChooseExperts {
+                logits,
+                bias,
+                gating,
+                groups,
+                dst,
+            } => {
+                use kernels::choose_experts::{KERNEL, Params, grid};
+                let counts = [logits, dst].map(|id| self.width(id));
+                let params = Params::new(counts, gating, bias.is_some(), groups);
+                let bias = bias.map_or(of(logits), vector);
+                let storage = vec![of(logits), bias, of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::ExpertWeights {
+                logits,
+                chosen,
+                gating,
+                normalised,
+                scale,
+                dst,
+            } => {
+                use kernels::expert_weights::{KERNEL, Params, grid};
+                let counts = [logits, dst].map(|id| self.width(id));
+                let params = Params::new(counts, gating, normalised, scale);
+                let storage = vec![of(logits), of(chosen), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
+            Op::WeightedSum { src, weights, dst } => {
+                use kernels::weighted_sum::{KERNEL, Params, grid};
+                let params = Params::new(self.width(dst), self.width(weights));
+                let storage = vec![of(src), of(weights), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
             Op::RmsNorm {
                 src,
                 weight,
@@ -160,8 +195,16 @@ impl<'a> Lowering<'a> {
 
     fn attention(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
         use kernels::{attention, attention_coop, attention_few, attention_merge};
-        let (&Op::Attention { q, layer, dst, .. }, Some(shape)) =
-            (op, attention_shape(self.kv, op))
+        let (
+            &Op::Attention {
+                q,
+                layer,
+                sinks,
+                dst,
+                ..
+            },
+            Some(shape),
+        ) = (op, attention_shape(self.kv, op))
         else {
             return Vec::new();
         };
@@ -169,12 +212,14 @@ impl<'a> Lowering<'a> {
         let [keys, values] = self.buffers.caches[layer].each_ref().map(whole);
         let params = attention::Params::new(&shape);
         let storage = vec![of(q), keys.clone(), values.clone(), of(dst)];
+        let mut with_sinks = storage.clone();
+        with_sinks.insert(3, sinks.map_or(of(q), |id| self.shared.weights.vector(id)));
         let any = self.plain(
             step,
             dst,
             &attention::KERNEL,
             params,
-            storage.clone(),
+            with_sinks,
             attention::grid,
         );
         let tile = self.choice.attention_tile(shape.head_dim);

@@ -1,0 +1,61 @@
+// expert_weights: dst[row, s] = score(logits[row, chosen[row, s]]) (/ their sum) * p.scale
+// twin: experts::weights_twin
+// shapes: logits [n_rows, n_expert], chosen, dst [n_rows, n_chosen]
+// grid: one workgroup a row (z)
+// needs: nothing
+// numerics: within 1e-5 of the largest weight of the row
+// source: arXiv:1701.06538; sigmoid arXiv:2412.19437, section 2.1.2; the least sum llama.cpp, src/llama-graph.cpp
+
+struct Params {
+    n_expert: u32,
+    stride: u32,        // elements from a row of logits to the next
+    n_chosen: u32,
+    chosen_stride: u32, // and of chosen and dst
+    is_sigmoid: u32,
+    is_normalised: u32,
+    scale: f32,
+    least_sum: f32,     // the least that the sum counts as
+}
+
+@group(0) @binding(1) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> logits: array<f32>;    // [n_rows, stride]
+@group(0) @binding(3) var<storage, read> chosen: array<f32>;    // [n_rows, chosen_stride]
+@group(0) @binding(4) var<storage, read_write> dst: array<f32>; // [n_rows, chosen_stride]
+
+const WORKGROUP = 64u;
+
+fn score(row: u32, slot: u32, highest: f32, total: f32) -> f32 {
+    let expert = min(u32(chosen[row * p.chosen_stride + slot]), p.n_expert - 1u);
+    let x = logits[row * p.stride + expert];
+    if p.is_sigmoid == 1u {
+        return select(1.0 / (1.0 + exp(-max(x, -80.0))), 0.0, x < -80.0);
+    }
+    return exp(x - highest) / total;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = workgroup.z;
+    var highest = -3.0e38;
+    var total = 1.0;
+    if p.is_sigmoid == 0u {
+        for (var i = 0u; i < p.n_expert; i++) {
+            highest = max(highest, logits[row * p.stride + i]);
+        }
+        total = 0.0;
+        for (var i = 0u; i < p.n_expert; i++) {
+            total += exp(logits[row * p.stride + i] - highest);
+        }
+    }
+    var divisor = 1.0;
+    if p.is_normalised == 1u {
+        divisor = 0.0;
+        for (var slot = 0u; slot < p.n_chosen; slot++) {
+            divisor += score(row, slot, highest, total);
+        }
+        divisor = max(divisor, p.least_sum);
+    }
+    for (var slot = lane; slot < p.n_chosen; slot += WORKGROUP) {
+        dst[row * p.chosen_stride + slot] = score(row, slot, highest, total) / divisor * p.scale;
+    }
+}
