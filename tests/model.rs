@@ -108,11 +108,33 @@ fn negative_epsilon_is_refused() {
 
 #[test]
 fn hyperparameter_that_nothing_reads_is_refused() {
-    refused(with("llama.expert_count", 8u32), &["llama.expert_count"]);
+    let key = "llama.attention.max_alibi_bias";
+    refused(with(key, 8u32), &[key]);
     assert!(
         build(with("llama.expert_count", 0u32)).is_ok(),
         "zero experts are none"
     );
+}
+
+#[test]
+fn wrong_hyperparameters_of_experts_are_refused_by_key() {
+    let experts = |n_expert: u32, n_chosen: u32| {
+        with("llama.expert_count", n_expert).metadata("llama.expert_used_count", n_chosen)
+    };
+    let used = "llama.expert_used_count";
+    refused(with("llama.expert_count", 8u32), &[used]);
+    refused(experts(1 << 20, 2), &["llama.expert_count"]);
+    refused(experts(8, 0), &[used]);
+    refused(experts(8, 9), &[used]);
+    refused(experts(8, 2), &["blk.0.ffn_gate_exps.weight"]);
+    for key in [
+        "llama.leading_dense_block_count",
+        "llama.expert_group_count",
+        "llama.expert_gating_func",
+        "llama.expert_shared_count",
+    ] {
+        refused(experts(8, 2).metadata(key, 2u32), &[key]);
+    }
 }
 
 #[test]

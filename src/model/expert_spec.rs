@@ -47,17 +47,19 @@ pub(super) fn read(
         return Ok(vec![None; n_layer]);
     };
     in_range(keys, "expert_count", Some(n_expert), MAX_EXPERTS)?;
-    let groups = groups(keys, n_expert)?;
+    let groups = match experts.is_stated {
+        true => groups(keys, n_expert)?,
+        false => None,
+    };
     let eligible = groups.map_or(n_expert, |groups| n_expert / groups.n_group * groups.n_used);
     let most_chosen = eligible.min(MAX_CHOSEN);
     let n_chosen = in_range(keys, "expert_used_count", None, most_chosen)?;
     let stated_size = keys.usize("expert_feed_forward_length")?;
     let shared = shared_size(&experts, keys, stated_size)?;
     let (gating, normalised, scale) = form(&experts, keys)?;
-    let n_dense = keys.usize("leading_dense_block_count")?.unwrap_or(0);
-    let step = match keys.usize("interleave_moe_layer_step")? {
-        Some(0) => return Err(keys.invalid("interleave_moe_layer_step", "0, expected at least 1")),
-        step => step.unwrap_or(1),
+    let (n_dense, step) = match experts.has_dense_layers {
+        true => dense_layers(keys)?,
+        false => (0, 1),
     };
     let layer = |(layer, &dense_size): (usize, &usize)| {
         if layer < n_dense || !(layer + 1).is_multiple_of(step) {
@@ -81,6 +83,16 @@ pub(super) fn read(
         }))
     };
     dense_sizes.iter().enumerate().map(layer).collect()
+}
+
+/// How many layers in front are dense, and that only each so-many-th layer has experts.
+fn dense_layers(keys: &Hyperparameters<'_>) -> Result<(usize, usize)> {
+    const STEP: &str = "interleave_moe_layer_step";
+    let n_dense = keys.usize("leading_dense_block_count")?.unwrap_or(0);
+    match keys.usize(STEP)? {
+        Some(0) => Err(keys.invalid(STEP, "0, expected at least 1")),
+        step => Ok((n_dense, step.unwrap_or(1))),
+    }
 }
 
 fn groups(keys: &Hyperparameters<'_>, n_expert: usize) -> Result<Option<ExpertGroups>> {

@@ -95,6 +95,56 @@ fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
     assert_found(of_values());
 }
 
+pub(super) fn of_experts() -> Vec<Fault> {
+    let of = |what, kernel, [from, to]: [&'static str; 2], place| Fault {
+        damage: Damage::Experts(Tampering::wgsl(kernel, from, to)),
+        ..edited(what, F32, kernel, [from, to], place)
+    };
+    vec![
+        of(
+            "the worst experts",
+            "choose_experts",
+            ["values[other] > value", "values[other] < value"],
+            "blk.0.ffn_moe_topk",
+        ),
+        of(
+            "weights of experts that are not normalised",
+            "expert_weights",
+            ["/ divisor * p.scale", "* p.scale"],
+            "blk.0.ffn_moe_weights",
+        ),
+        of(
+            "always the first expert",
+            "expert_matvec",
+            ["i32(expert * p.n_out) -", "0 -"],
+            "blk.0.ffn_moe_gate",
+        ),
+        of(
+            "an activation without its clamp",
+            "gated_activation",
+            ["clamp(up, vec4(-7.0), vec4(7.0)) + 1.0", "up + 1.0"],
+            "blk.0.ffn_moe_gated",
+        ),
+        of(
+            "the first expert's weight for all",
+            "weighted_sum",
+            ["p.weights_stride + slot]", "p.weights_stride]"],
+            "blk.0.ffn_moe_out",
+        ),
+        of(
+            "attention without its sinks",
+            "attention",
+            ["+ exp(sinks[head] - most)", ""],
+            "blk.0.kqv_out",
+        ),
+    ]
+}
+
+#[test]
+fn verify_names_the_kernel_of_experts_or_sinks_that_is_wrong() {
+    assert_found(of_experts());
+}
+
 pub(super) fn of_tails() -> Vec<Fault> {
     vec![
         Fault {

@@ -34,6 +34,8 @@ enum Damage {
     Gpu(Activations, Tampering),
     /// To what runs on the GPU, of a model whose layers see a window of positions.
     Windowed(Tampering),
+    /// To what runs on the GPU, of a model with experts.
+    Experts(Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -83,6 +85,11 @@ impl Damage {
                 let gguf = Gguf::open(shared("arch/gemma3.gguf")?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.tamper(tampering).build()
+            }
+            Damage::Experts(tampering) => {
+                let gguf = Gguf::open(shared("arch/gpt-oss.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.context_length(256).tamper(tampering).build()
             }
             Damage::File(bytes) => {
                 Gguf::from_bytes(bytes).and_then(|gguf| builder_of(gguf).build())

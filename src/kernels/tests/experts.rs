@@ -281,6 +281,9 @@ fn mistakes_in_routing_are_seen() {
     }
 }
 
+/// An expert that no row has.
+const UNCHOSEN: usize = 2;
+
 struct Product {
     seed: u64,
     ty: WeightType,
@@ -309,8 +312,11 @@ impl Product {
         let mut random = Random::new(self.seed);
         let n_all = n_expert * n_out;
         let mut file = Vec::new();
-        for _ in 0..n_all {
-            let row: Vec<f32> = (0..n_cols).map(|_| random.signed()).collect();
+        for row in 0..n_all {
+            // What nothing has chosen is no number, where it can be none: it must not count.
+            let is_chosen = row / n_out != UNCHOSEN || ty != WeightType::F32;
+            let value = |_| if is_chosen { random.signed() } else { f32::NAN };
+            let row: Vec<f32> = (0..n_cols).map(value).collect();
             file.extend(ty.encode(&row));
         }
         let n_slots = n_rows * n_chosen;
@@ -319,7 +325,8 @@ impl Product {
         let bias = Values::Random.fill(&mut random, n_all);
         let bias = self.has_bias.then_some(bias);
         let chosen: Vec<f32> = (0..n_slots)
-            .map(|_| (random.bits() as usize % n_expert) as f32)
+            .map(|_| random.bits() as usize % n_expert)
+            .map(|id| if id == UNCHOSEN { 0.0 } else { id as f32 })
             .collect();
 
         let row_bytes = ty.row_bytes(n_cols);
@@ -418,9 +425,13 @@ fn product(ty: WeightType, seed: u64) -> Product {
         n_cols,
         n_rows: 3,
         n_chosen: 2,
-        is_by_slot: seed % 2 == 0,
-        has_bias: seed % 3 == 0,
-        shards: if seed % 2 == 0 { &[0] } else { &[0, 40, 99] },
+        is_by_slot: seed.is_multiple_of(2),
+        has_bias: seed.is_multiple_of(3),
+        shards: if seed.is_multiple_of(2) {
+            &[0]
+        } else {
+            &[0, 40, 99]
+        },
     }
 }
 

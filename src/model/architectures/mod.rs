@@ -198,9 +198,12 @@ pub(super) enum SharedExpert {
 pub(super) struct Experts {
     /// Makes scores of logits, where the file does not state it.
     pub(super) gating: Gating,
-    /// Whether the file states how scores become weights: `expert_gating_func`, `expert_weights_norm` and
-    /// `expert_weights_scale`.
+    /// Whether the file states how scores become weights (`expert_gating_func`, `expert_weights_norm` and
+    /// `expert_weights_scale`), and groups of experts.
     pub(super) is_stated: bool,
+    /// Whether layers may be dense: the first `leading_dense_block_count`, and all but each
+    /// `interleave_moe_layer_step`-th.
+    pub(super) has_dense_layers: bool,
     /// Whether weights are divided by their sum, where the file does not state it.
     pub(super) normalised: bool,
     /// The bias of scores for the choice alone.

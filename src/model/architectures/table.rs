@@ -42,6 +42,7 @@ const LLAMA: Architecture = Architecture {
 const EXPERTS: Experts = Experts {
     gating: Gating::Softmax,
     is_stated: false,
+    has_dense_layers: false,
     normalised: true,
     choice_bias: Presence::Absent,
     bias: Presence::Absent,
@@ -170,6 +171,7 @@ pub(super) const TABLE: &[Architecture] = &[
         experts: Some(Experts {
             gating: Gating::Sigmoid,
             is_stated: true,
+            has_dense_layers: true,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
             ..EXPERTS
@@ -182,6 +184,7 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "ERNIE 4.5 (mixtures of experts)",
         rope_divisors: RopeDivisors::None,
         experts: Some(Experts {
+            has_dense_layers: true,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
             ..EXPERTS
