@@ -1,24 +1,18 @@
-//! The engine: a file and a device, made into a model that is ready to run.
+//! The options of an engine, and its load.
 
+use super::{Engine, Inner};
 use crate::cache_file;
 use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
 use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{
-    Activations, Backend, Device, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels,
-};
-use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport};
-use crate::diagnostics::{bisect, logits_with_reference, verify};
+use crate::device::{Activations, Backend, Device, Executor, Sentinels};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
-use crate::model::{DecoderModel, DecoderSpec, Lora, WeightStorage, Weights, decoder_plan};
+use crate::model::{DecoderModel, DecoderSpec, Lora, WeightStorage, decoder_plan};
 use crate::plan::Plan;
-use crate::session::Session;
 use crate::tokenizer::Tokenizer;
-use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -39,272 +33,8 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
-/// A model on a device. Clones share it; sessions made from it run apart from each other.
-///
-/// ```no_run
-/// let engine = trueshot::Engine::load("model.gguf")?;
-/// let mut session = engine.session()?;
-/// for piece in session.generate("The capital of France is", &Default::default())? {
-///     print!("{}", piece?.text);
-/// }
-/// # Ok::<(), trueshot::Error>(())
-/// ```
-#[derive(Clone)]
-pub struct Engine {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    gguf: Arc<Gguf>,
-    model: DecoderModel,
-    tokenizer: Tokenizer,
-    /// A broken template is an error when it is used, not at load.
-    chat_template: Result<Option<ChatTemplate>>,
-    backend: Box<dyn Backend>,
-    plan: Arc<Plan>,
-    kv: KvLayout,
-    sentinels: Sentinels,
-    /// The adapters in the weights, and how strong each is.
-    loras: Vec<(PathBuf, f32)>,
-    /// Made at load to see that it fits; the first session takes it.
-    first_executor: Mutex<Option<Box<dyn Executor>>>,
-}
-
-impl fmt::Debug for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine")
-            .field("model", &self.inner.model.spec.name)
-            .field("device", &self.inner.backend.info().name)
-            .field("context_length", &self.context_length())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Engine {
-    /// Loads a model with every choice left to the engine.
-    ///
-    /// # Errors
-    /// As [`EngineBuilder::build`].
-    pub fn load(path: impl AsRef<Path>) -> Result<Engine> {
-        Engine::builder(path).build()
-    }
-
-    /// Chooses device, context and types before loading.
-    pub fn builder(path: impl AsRef<Path>) -> EngineBuilder {
-        EngineBuilder::new(Source::Path(path.as_ref().to_owned()))
-    }
-
-    /// As [`Engine::builder`], from a file that is already open.
-    pub fn builder_from(gguf: Gguf) -> EngineBuilder {
-        EngineBuilder::new(Source::Open(gguf))
-    }
-
-    /// Starts an empty session with its own cache.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] where the device has no room for another cache.
-    pub fn session(&self) -> Result<Session> {
-        let mut first = match self.inner.first_executor.lock() {
-            Ok(first) => first,
-            Err(poisoned) => poisoned.into_inner(),
-        };
-        let mut executor = match first.take() {
-            Some(executor) => executor,
-            None => self
-                .inner
-                .backend
-                .executor(&self.inner.plan, &self.inner.kv)?,
-        };
-        executor.watch(self.inner.sentinels);
-        Ok(Session::new(self.clone(), executor))
-    }
-
-    /// Turns text into the model's tokens and back. Where the file has no tokenizer
-    /// ([`Tokenizer::is_absent`]) text is an error, and [`Session::generate_tokens`] takes ids.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.inner.tokenizer
-    }
-
-    /// The shape and constants of the model.
-    pub fn spec(&self) -> &DecoderSpec {
-        &self.inner.model.spec
-    }
-
-    /// The template that turns messages into a prompt.
-    ///
-    /// # Errors
-    /// [`Error::ChatTemplate`] where the file has none, or one that cannot be parsed.
-    pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        let message = match &self.inner.chat_template {
-            Ok(Some(template)) => return Ok(template),
-            Ok(None) => "the file has none (key `tokenizer.chat_template`)".to_owned(),
-            Err(Error::ChatTemplate { message }) => message.clone(),
-            Err(error) => error.to_string(),
-        };
-        Err(Error::ChatTemplate { message })
-    }
-
-    /// The device that was chosen.
-    pub fn device_info(&self) -> &DeviceInfo {
-        self.inner.backend.info()
-    }
-
-    /// The file.
-    pub fn gguf(&self) -> &Gguf {
-        &self.inner.gguf
-    }
-
-    /// The forward pass, step by step.
-    pub fn plan(&self) -> &Plan {
-        &self.inner.plan
-    }
-
-    /// The shape of each session's cache.
-    pub fn kv_layout(&self) -> &KvLayout {
-        &self.inner.kv
-    }
-
-    /// Tokens that a session can hold.
-    pub fn context_length(&self) -> usize {
-        self.inner.kv.capacity
-    }
-
-    /// Model and device in a few words.
-    pub(crate) fn summary(&self) -> String {
-        let (spec, info) = (self.spec(), self.device_info());
-        let model = match spec.name.as_str() {
-            "" => &spec.architecture,
-            name => name,
-        };
-        format!("{model} on {} ({})", info.name, info.backend)
-    }
-
-    /// How often sessions look for results that cannot be right.
-    pub fn sentinels(&self) -> Sentinels {
-        self.inner.sentinels
-    }
-
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.inner.model.weights
-    }
-
-    /// Bytes of the weights as the device holds them.
-    pub fn weight_bytes(&self) -> u64 {
-        self.inner.model.weights.stored_bytes()
-    }
-
-    /// What the engine and all its sessions hold on the device now, by what it is for. A session's part is gone
-    /// once it is dropped, but for the first: its room is made when the engine is.
-    ///
-    /// # Errors
-    /// Those of a GPU that failed; it is waited for.
-    pub fn memory(&self) -> Result<MemoryReport> {
-        Ok(MemoryReport {
-            file_bytes: self.inner.gguf.file_bytes(),
-            ..self.inner.backend.memory()?
-        })
-    }
-
-    /// Answers whether the engine is right, here, on this device, with this file: see [`Checked`] for what is
-    /// looked at.
-    ///
-    /// What is wrong is in the report, not an error, and so is a device that fails.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`], [`Error::InvalidArgument`] for an empty prompt, [`Error::ContextFull`] for a context too
-    /// short for one token and [`VerifyOptions::decode_tokens`].
-    ///
-    /// [`Checked`]: crate::Checked
-    pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
-        verify(self, options)
-    }
-
-    /// Finds the first steps that make the answer to the options' prompt wrong: runs it by the device and the
-    /// reference together, and halves the steps that the device runs. For answers that are wrong although
-    /// [`Engine::verify`] finds each step right, and as a second opinion.
-    ///
-    /// # Errors
-    /// Those of the device and the tokenizer.
-    pub fn bisect(&self, options: &VerifyOptions) -> Result<BisectReport> {
-        bisect(self, options)
-    }
-
-    /// The logits of the last of `tokens`, run as one batch in an empty session, `[vocab_size] f32`, where the steps
-    /// `on_reference` of the [plan](Engine::plan) run on the reference and the others on the device. Steps that the
-    /// device computes together with one of them run on the reference too.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for no tokens, more than one batch has, one beyond the vocabulary, or steps that the
-    /// plan does not have; [`Error::ContextFull`]; those of the device.
-    pub fn logits_with_reference(
-        &self,
-        tokens: &[u32],
-        on_reference: Range<usize>,
-    ) -> Result<Vec<f32>> {
-        logits_with_reference(self, tokens, on_reference)
-    }
-
-    /// The adapters in the weights, and how strong each is.
-    pub(crate) fn loras(&self) -> &[(PathBuf, f32)] {
-        &self.inner.loras
-    }
-
-    /// What products with weights round their activations to.
-    pub(crate) fn rounding(&self) -> Rounding {
-        self.inner.backend.rounding()
-    }
-
-    /// Whether one batch can have so many tokens.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`].
-    pub(crate) fn check_batch(&self, tokens: &[u32]) -> Result<()> {
-        let max_rows = self.plan().max_rows;
-        if (1..=max_rows).contains(&tokens.len()) {
-            return Ok(());
-        }
-        let message = format!("{} tokens, expected 1 to {max_rows}", tokens.len());
-        Err(Error::InvalidArgument {
-            name: "tokens",
-            message,
-        })
-    }
-
-    /// Whether the model has all of these tokens.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] naming the first that it has not.
-    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
-        let vocab_size = self.spec().vocab_size;
-        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
-            None => Ok(()),
-            Some(bad) => Err(Error::InvalidArgument {
-                name: "tokens",
-                message: format!("token {bad}, expected less than {vocab_size}"),
-            }),
-        }
-    }
-
-    /// Its clones, with those of sessions.
-    pub(crate) fn n_users(&self) -> usize {
-        Arc::strong_count(&self.inner)
-    }
-
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        self.inner.backend.as_ref()
-    }
-
-    pub(crate) fn plan_shared(&self) -> Arc<Plan> {
-        self.inner.plan.clone()
-    }
-
-    /// Room for one run of the plan, with a cache of another size than a session's.
-    pub(crate) fn executor(&self, kv: &KvLayout) -> Result<Box<dyn Executor>> {
-        self.inner.backend.executor(&self.inner.plan, kv)
-    }
-}
-
-enum Source {
+/// Where the model comes from.
+pub(super) enum Source {
     Path(PathBuf),
     Open(Gguf),
 }
@@ -330,7 +60,7 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
-    fn new(source: Source) -> Self {
+    pub(super) fn new(source: Source) -> Self {
         EngineBuilder {
             source,
             device: Device::default(),
@@ -530,22 +260,22 @@ impl EngineBuilder {
             ty: self.kv,
         };
         let max_rows = backend.preferred_rows().min(capacity).max(1);
-        let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
         let int8_rows = backend.rounding().int8_rows;
-        let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
+        let plan_of = |model: &DecoderModel| -> Result<_> {
+            let plan = decoder_plan(model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+            Ok(Arc::new(
+                plan.with_int8_activations(&model.weights, int8_rows),
+            ))
+        };
+        let mut plan = plan_of(&model)?;
         let is_wish = self.context_length.is_some();
         let (kv, mut executor) = fit_cache(backend.as_ref(), &plan, kv, is_wish)?;
-        let plan = match model.shrink_context(kv.capacity) {
-            false => plan,
+        if model.shrink_context(kv.capacity) {
             // The angles of a shorter context are others.
-            true => {
-                let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
-                let plan = Arc::new(plan.with_int8_activations(&model.weights, int8_rows));
-                drop(executor);
-                executor = backend.executor(&plan, &kv)?;
-                plan
-            }
-        };
+            drop(executor);
+            plan = plan_of(&model)?;
+            executor = backend.executor(&plan, &kv)?;
+        }
         log::info!(
             "{} on {}: context of {} tokens (model: {}, cache: {} MiB)",
             model.spec.name,
