@@ -5,6 +5,7 @@ use super::context::Context;
 use super::upload::upload;
 use crate::device::memory::Purpose;
 use crate::error::Result;
+use crate::gguf::WeightType;
 use crate::kernels::repack::Shard;
 use crate::model::{Weight, WeightId, Weights};
 use std::num::NonZeroU64;
@@ -32,23 +33,13 @@ impl WeightShard {
         }
     }
 
-    /// Whether the other one is like this one and lies behind it in the same buffer.
-    fn is_followed_by(&self, other: &WeightShard) -> bool {
-        self.shard == other.shard && self.buffer == other.buffer && self.offset < other.offset
-    }
-
-    /// One place for this one and for one that follows it, and the word where that begins there.
-    pub(super) fn binding_with(&self, follower: &WeightShard) -> (wgpu::BufferBinding<'_>, u32) {
-        let start = follower.offset - self.offset;
-        let binding = wgpu::BufferBinding {
-            size: NonZeroU64::new(start + follower.bytes()),
-            ..self.binding()
-        };
-        (binding, (start / 4) as u32)
+    /// The byte of the buffer behind it.
+    fn end(&self) -> u64 {
+        self.offset + self.bytes()
     }
 
     fn bytes(&self) -> u64 {
-        self.shard.words() as u64 * 4
+        shard_bytes(&self.shard)
     }
 }
 
@@ -93,12 +84,27 @@ impl GpuWeights {
         &self.shards[id.0]
     }
 
-    /// Whether one binding holds both weights, which have one type and shape, the second behind the first.
-    pub(super) fn are_together(&self, first: WeightId, second: WeightId) -> bool {
-        match [first, second].map(|weight| self.shards(weight)) {
-            [[first], [second]] => first.is_followed_by(second),
-            _ => false,
-        }
+    /// Whether one binding holds all of these weights.
+    pub(super) fn are_together(&self, ids: &[WeightId]) -> bool {
+        let mut places = ids.iter().map(|&id| self.shards(id));
+        let Some([first]) = places.next() else {
+            return false;
+        };
+        places.all(|shards| matches!(shards, [shard] if shard.buffer == first.buffer))
+    }
+
+    /// One place for all of these weights, which are together, and the word where each begins there.
+    pub(super) fn joint_binding(&self, ids: &[WeightId]) -> (wgpu::BufferBinding<'_>, Vec<u32>) {
+        let places = || ids.iter().map(|&id| &self.shards(id)[0]);
+        let start = places().map(|place| place.offset).min().unwrap_or(0);
+        let end = places().map(WeightShard::end).max().unwrap_or(0);
+        let binding = wgpu::BufferBinding {
+            buffer: &self.shards(ids[0])[0].buffer,
+            offset: start,
+            size: NonZeroU64::new(end - start),
+        };
+        let words = places().map(|place| ((place.offset - start) / 4) as u32);
+        (binding, words.collect())
     }
 
     /// The place of a vector, padded with zeros to whole units.
@@ -107,57 +113,100 @@ impl GpuWeights {
     }
 }
 
-/// Room for weights, not yet filled. Those of one type and shape that follow each other lie in one buffer, as
-/// far as one binding reaches, so that a kernel may read two of them.
+/// Room for weights, not yet filled. Matrices of one type and width that follow each other lie in one buffer with
+/// the vectors between them, as far as one binding reaches, so that a kernel may read several of them.
 pub(super) fn place(context: &Context, weights: &Weights) -> Result<Vec<Vec<WeightShard>>> {
+    let max_bytes = context.max_binding_bytes();
+    let alignment = u64::from(context.limits.min_storage_buffer_offset_alignment);
     let weights: Vec<&Weight> = weights.iter().map(|(_, weight)| weight).collect();
-    let kind = |weight: &&Weight| (weight.ty, weight.n_rows, weight.n_cols);
-    let mut shards = Vec::with_capacity(weights.len());
-    for alike in weights.chunk_by(|a, b| kind(a) == kind(b)) {
-        let mut rest = alike;
-        while let [first, ..] = rest {
-            let placed = place_alike(context, first, rest.len())?;
-            rest = &rest[placed.len()..];
-            shards.extend(placed);
+    let shape = |weight: &Weight| (weight.ty, weight.n_rows, weight.n_cols);
+    let mut room = Room::default();
+    let mut placed = Vec::with_capacity(weights.len());
+    for alike in weights.chunk_by(|a, b| shape(a) == shape(b)) {
+        let weight = alike[0];
+        let shards = Shard::split(weight.ty, weight.n_rows, weight.n_cols, max_bytes as usize);
+        let [shard] = shards[..] else {
+            room.fill(context, &mut placed)?;
+            for weight in alike {
+                placed.push(place_alone(context, weight, &shards)?);
+            }
+            continue;
+        };
+        let width = (weight.n_rows > 1).then_some((weight.ty, weight.n_cols));
+        let with_all = alike.iter().fold(room.bytes, |bytes, _| {
+            bytes.next_multiple_of(alignment) + shard_bytes(&shard)
+        });
+        // Those of one shape are the likeliest to be read together.
+        if !room.takes(width) || with_all > max_bytes {
+            room.fill(context, &mut placed)?;
+        }
+        for weight in alike {
+            let mut offset = room.bytes.next_multiple_of(alignment);
+            if offset + shard_bytes(&shard) > max_bytes {
+                room.fill(context, &mut placed)?;
+                offset = 0;
+            }
+            room.places.push((&weight.name, shard, offset));
+            room.bytes = offset + shard_bytes(&shard);
+            room.width = room.width.or(width);
         }
     }
-    Ok(shards)
+    room.fill(context, &mut placed)?;
+    Ok(placed)
 }
 
-/// Room for the first weights, at least one, of so many that are like `weight`.
-fn place_alike(context: &Context, weight: &Weight, n: usize) -> Result<Vec<Vec<WeightShard>>> {
-    let max_bytes = context.max_binding_bytes();
-    let shards = Shard::split(weight.ty, weight.n_rows, weight.n_cols, max_bytes as usize);
+fn shard_bytes(shard: &Shard) -> u64 {
+    shard.words() as u64 * 4
+}
+
+/// What is to lie in one buffer.
+#[derive(Default)]
+struct Room<'a> {
+    /// Names, shards and offsets in bytes.
+    places: Vec<(&'a str, Shard, u64)>,
+    bytes: u64,
+    /// The type and width of its matrices.
+    width: Option<(WeightType, usize)>,
+}
+
+impl Room<'_> {
+    /// Whether a matrix of a type and width may lie here, or a vector.
+    fn takes(&self, width: Option<(WeightType, usize)>) -> bool {
+        self.width.is_none() || width.is_none() || self.width == width
+    }
+
+    /// Makes the buffer and begins the next one.
+    fn fill(&mut self, context: &Context, placed: &mut Vec<Vec<WeightShard>>) -> Result<()> {
+        let Room { places, bytes, .. } = std::mem::take(self);
+        let Some((name, ..)) = places.first() else {
+            return Ok(());
+        };
+        let buffer = context.create_buffer(Purpose::Weights, name, bytes, USAGE)?;
+        placed.extend(places.iter().map(|&(_, shard, offset)| {
+            vec![WeightShard {
+                shard,
+                buffer: buffer.clone(),
+                offset,
+            }]
+        }));
+        Ok(())
+    }
+}
+
+/// Room for a weight in several shards, each in a buffer of its own.
+fn place_alone(context: &Context, weight: &Weight, shards: &[Shard]) -> Result<Vec<WeightShard>> {
     if shards.is_empty() {
         let what = format!("a row of tensor `{}`", weight.name);
         let bytes = weight.ty.row_bytes(weight.n_cols) as u64;
         return Err(context.out_of_memory(what, bytes));
     }
-    let bytes = |shard: &Shard| shard.words() as u64 * 4;
-    let [shard] = shards[..] else {
-        let create = |shard: Shard| {
-            Ok(WeightShard {
-                shard,
-                buffer: context.create_buffer(
-                    Purpose::Weights,
-                    &weight.name,
-                    bytes(&shard),
-                    USAGE,
-                )?,
-                offset: 0,
-            })
-        };
-        return Ok(vec![shards.into_iter().map(create).collect::<Result<_>>()?]);
+    let create = |&shard: &Shard| {
+        let bytes = shard_bytes(&shard);
+        Ok(WeightShard {
+            shard,
+            buffer: context.create_buffer(Purpose::Weights, &weight.name, bytes, USAGE)?,
+            offset: 0,
+        })
     };
-    let alignment = u64::from(context.limits.min_storage_buffer_offset_alignment);
-    let step = bytes(&shard).next_multiple_of(alignment);
-    let n = (n as u64).min((max_bytes - bytes(&shard)) / step + 1);
-    let total = (n - 1) * step + bytes(&shard);
-    let buffer = context.create_buffer(Purpose::Weights, &weight.name, total, USAGE)?;
-    let place = |i: u64| WeightShard {
-        shard,
-        buffer: buffer.clone(),
-        offset: i * step,
-    };
-    Ok((0..n).map(|i| vec![place(i)]).collect())
+    shards.iter().map(create).collect()
 }
