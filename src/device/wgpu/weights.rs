@@ -210,3 +210,99 @@ fn place_alone(context: &Context, weight: &Weight, shards: &[Shard]) -> Result<V
     };
     shards.iter().map(create).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::GpuChoice;
+    use crate::device::wgpu::adapter::GpuFeatures;
+    use crate::device::wgpu::testing::gpu;
+    use crate::gguf::Gguf;
+    use crate::model::{DecoderModel, WeightStorage};
+    use crate::support::shared;
+    use crate::tiny;
+    use std::sync::Arc;
+
+    /// The weights of a model on a GPU that binds so many bytes.
+    fn placed(gguf: Gguf, max_binding_bytes: u64) -> GpuWeights {
+        let mut context = Context::new(&GpuChoice::Best, GpuFeatures::default()).unwrap();
+        let bound = &mut context.limits.max_storage_buffer_binding_size;
+        *bound = (*bound).min(max_binding_bytes);
+        let model = DecoderModel::from_gguf(Arc::new(gguf), WeightStorage::Native).unwrap();
+        let weights = model.weights.clone();
+        let shards = place(&context, &weights).unwrap();
+        GpuWeights { weights, shards }
+    }
+
+    fn are_together(weights: &GpuWeights, names: &[&str]) -> bool {
+        let id = |name: &&str| {
+            let name = format!("blk.1.{name}");
+            let found = weights.iter().find(|(_, weight)| weight.name == name);
+            found.unwrap_or_else(|| panic!("no weight `{name}`")).0
+        };
+        let ids: Vec<WeightId> = names.iter().map(id).collect();
+        weights.are_together(&ids)
+    }
+
+    const INPUTS: [&str; 3] = ["attn_q.weight", "attn_k.weight", "attn_v.weight"];
+    const BLOCK: [&str; 2] = ["ffn_gate.weight", "ffn_up.weight"];
+
+    #[test]
+    fn matrices_of_one_type_and_width_lie_together() {
+        if gpu().is_none() {
+            return;
+        }
+        let alike = placed(tiny::gguf(WeightType::Q4_0, None), u64::MAX);
+        assert!(are_together(&alike, &INPUTS) && are_together(&alike, &BLOCK));
+        assert!(!are_together(&alike, &["ffn_up.weight", "ffn_down.weight"]));
+        for (part, others) in [("attn_v", [0, 1]), ("attn_q", [1, 2])] {
+            let mixed = placed(
+                tiny::mixed(WeightType::Q4_0, part, WeightType::Q8_0),
+                u64::MAX,
+            );
+            assert!(!are_together(&mixed, &INPUTS));
+            assert!(are_together(&mixed, &others.map(|i| INPUTS[i])), "{part}");
+            assert!(are_together(&mixed, &BLOCK), "{part}");
+        }
+    }
+
+    #[test]
+    fn matrices_lie_with_their_biases() {
+        if gpu().is_none() {
+            return;
+        }
+        let Some(folder) = shared("arch") else { return };
+        let weights = placed(Gguf::open(folder.join("qwen2.gguf")).unwrap(), u64::MAX);
+        let biases = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
+        assert!(are_together(&weights, &[INPUTS, biases].concat()));
+    }
+
+    #[test]
+    fn as_many_lie_together_as_one_binding_holds_and_no_bytes_overlap() {
+        if gpu().is_none() {
+            return;
+        }
+        let all = placed(tiny::gguf(WeightType::Q4_0, None), u64::MAX);
+        let largest = |weights: &GpuWeights| {
+            let shards = weights.shards.iter().flatten();
+            shards.map(|place| place.buffer.size()).max().unwrap()
+        };
+        let (_, starts) = all.joint_binding(&[WeightId(0)]);
+        assert_eq!(starts, [0]);
+        // Both matrices of a block, and no more: 96 rows of 64 weights, 18 bytes for 32 of them.
+        let block = 2 * (96 * 64 / 32 * 18) + 256;
+        let few = placed(tiny::gguf(WeightType::Q4_0, None), block);
+        assert!(largest(&few) <= block && largest(&all) > block);
+        assert!(are_together(&few, &BLOCK));
+        assert!(!are_together(&few, &["attn_q.weight", "ffn_up.weight"]));
+        for weights in [all, few] {
+            let places: Vec<_> = weights.shards.iter().flatten().collect();
+            for (index, a) in places.iter().enumerate() {
+                assert!(a.end() <= a.buffer.size());
+                let behind = places[index + 1..].iter();
+                let mut alike = behind.filter(|b| b.buffer == a.buffer);
+                assert!(alike.all(|b| a.end() <= b.offset));
+            }
+        }
+    }
+}
