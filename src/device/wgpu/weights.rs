@@ -114,12 +114,15 @@ impl GpuWeights {
 }
 
 /// Room for weights, not yet filled. Matrices of one type and width that follow each other lie in one buffer with
-/// the vectors between them, as far as one binding reaches, so that a kernel may read several of them.
+/// their biases, as far as one binding reaches, so that a kernel may read several of them.
 pub(super) fn place(context: &Context, weights: &Weights) -> Result<Vec<Vec<WeightShard>>> {
     let max_bytes = context.max_binding_bytes();
     let alignment = u64::from(context.limits.min_storage_buffer_offset_alignment);
     let weights: Vec<&Weight> = weights.iter().map(|(_, weight)| weight).collect();
-    let shape = |weight: &Weight| (weight.ty, weight.n_rows, weight.n_cols);
+    let shape = |weight: &Weight| {
+        let is_bias = weight.name.contains(BIAS);
+        (weight.ty, weight.n_rows, weight.n_cols, is_bias)
+    };
     let mut room = Room::default();
     let mut placed = Vec::with_capacity(weights.len());
     for alike in weights.chunk_by(|a, b| shape(a) == shape(b)) {
@@ -137,7 +140,7 @@ pub(super) fn place(context: &Context, weights: &Weights) -> Result<Vec<Vec<Weig
             bytes.next_multiple_of(alignment) + shard_bytes(&shard)
         });
         // Those of one shape are the likeliest to be read together.
-        if !room.takes(width) || with_all > max_bytes {
+        if !room.takes(&weight.name, width) || with_all > max_bytes {
             room.fill(context, &mut placed)?;
         }
         for weight in alike {
@@ -159,6 +162,9 @@ fn shard_bytes(shard: &Shard) -> u64 {
     shard.words() as u64 * 4
 }
 
+/// In the names of biases, where those of their weights have `.weight`.
+const BIAS: &str = ".bias";
+
 /// What is to lie in one buffer.
 #[derive(Default)]
 struct Room<'a> {
@@ -170,9 +176,13 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Whether a matrix of a type and width may lie here, or a vector.
-    fn takes(&self, width: Option<(WeightType, usize)>) -> bool {
-        self.width.is_none() || width.is_none() || self.width == width
+    /// Whether a weight may lie here; `width` is the type and width of a matrix.
+    fn takes(&self, name: &str, width: Option<(WeightType, usize)>) -> bool {
+        let Some((last, ..)) = self.places.last() else {
+            return true;
+        };
+        let is_like_others = width.is_some() && self.width == width;
+        is_like_others || last.replace(".weight", BIAS) == name
     }
 
     /// Makes the buffer and begins the next one.
