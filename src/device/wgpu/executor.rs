@@ -307,8 +307,11 @@ impl GpuExecutor {
             (_, Some(dst)) => {
                 let own = self.lowered.own.get(&index);
                 let own = own.filter(|_| batch.n_rows() <= FEW_ROWS);
-                let buffer = own.unwrap_or(&self.buffers.activations[dst.0]);
-                self.activation(dst, buffer, batch)
+                let (buffer, offset) = match own {
+                    Some(own) => (&own.buffer, own.offset),
+                    None => (&self.buffers.activations[dst.0], 0),
+                };
+                self.activation(dst, buffer, offset, batch)
             }
             (_, None) => Ok((Vec::new(), 0)),
         }
@@ -318,12 +321,13 @@ impl GpuExecutor {
         &self,
         id: BufferId,
         buffer: &wgpu::Buffer,
+        offset: u64,
         batch: &Batch<'_>,
     ) -> Result<(Vec<f32>, usize)> {
         let width = self.plan.buffer(id).width;
         let row_bytes = row_stride(width) * 4;
         let bytes = (self.plan.rows_of(id, batch) * row_bytes) as u64;
-        let padded = self.shared.context.read_buffer(buffer, 0, bytes)?;
+        let padded = self.shared.context.read_buffer(buffer, offset, bytes)?;
         let rows = padded.chunks_exact(row_bytes);
         let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
         Ok((values.collect(), self.plan.token_width(id)))

@@ -266,6 +266,13 @@ pub(super) fn of_attention() -> Vec<Fault> {
             ],
             "blk.0.Qcur",
         ),
+        edited(
+            "keys by the weights of the queries, in the kernel that makes both",
+            Int8,
+            "matvec_heads",
+            ["planes = p.second_planes;", "planes = p.matrix.planes;"],
+            "blk.0.attn_k",
+        ),
         Fault {
             tool: Tool::Verify(Checked::Rewind),
             place: "kv_cache",

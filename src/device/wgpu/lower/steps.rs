@@ -2,7 +2,7 @@
 
 use super::buffers::attention_shape;
 use super::fuse::Part;
-use super::{Draft, Rounded, SessionBuffers, whole};
+use super::{Draft, Own, Rounded, SessionBuffers, whole};
 use crate::device::wgpu::Shared;
 use crate::device::wgpu::buffer::Buffer;
 use crate::device::wgpu::select::{Choice, Rows};
@@ -23,7 +23,7 @@ pub(super) struct Lowering<'a> {
     pub(super) plan: &'a Plan,
     pub(super) kv: &'a KvLayout,
     pub(super) buffers: &'a SessionBuffers,
-    pub(super) own: BTreeMap<usize, &'a Buffer>,
+    pub(super) own: BTreeMap<usize, &'a Own>,
     pub(super) tables: &'a [Buffer],
     pub(super) choice: &'a Choice,
 }
