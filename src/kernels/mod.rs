@@ -17,6 +17,7 @@ pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod head_matvec;
 pub(crate) mod layer_norm;
 pub(crate) mod logit_maxima;
 pub(crate) mod map;
@@ -196,7 +197,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 27] = [
+pub(crate) const ALL: [&Kernel; 28] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -208,6 +209,7 @@ pub(crate) const ALL: [&Kernel; 27] = [
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &head_matvec::KERNEL,
     &layer_norm::KERNEL,
     &logit_maxima::KERNEL,
     &map::KERNEL,

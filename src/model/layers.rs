@@ -213,20 +213,31 @@ pub(super) fn layer_weights(
             ffn_norm.is_some(),
             hidden,
         )?,
-        feed_forward: match (&layer.experts, architecture.experts) {
-            (Some(spec), Some(experts)) => {
-                let found = expert_weights(find, architecture, &experts, &prefix, spec, hidden)?;
-                FeedForwardWeights::Experts(found)
-            }
-            _ => {
-                let n_ffn = layer.intermediate_size;
-                let (gate, up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
-                let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
-                FeedForwardWeights::Dense(DenseWeights { gate, up, down })
-            }
-        },
+        feed_forward: feed_forward_weights(find, architecture, &prefix, layer, hidden)?,
         ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
     })
+}
+
+/// The feed-forward block of a layer, dense or a mixture of experts.
+pub(super) fn feed_forward_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    layer: &LayerSpec,
+    hidden: usize,
+) -> Result<FeedForwardWeights> {
+    match (&layer.experts, architecture.experts) {
+        (Some(spec), Some(experts)) => {
+            let found = expert_weights(find, architecture, &experts, prefix, spec, hidden)?;
+            Ok(FeedForwardWeights::Experts(found))
+        }
+        _ => {
+            let (n_ffn, bias) = (layer.intermediate_size, architecture.other_bias);
+            let (gate, up) = gate_and_up(find, architecture, prefix, n_ffn, hidden)?;
+            let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
+            Ok(FeedForwardWeights::Dense(DenseWeights { gate, up, down }))
+        }
+    }
 }
 
 /// The norm `name` of rows of `n` elements.

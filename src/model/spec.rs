@@ -1,11 +1,12 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
-    Positions, ResidualScale, RopeLayers, SoftCap, Windows,
+    self, Architecture, Attention, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale,
+    NormKind, Positions, ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::expert_spec::{self, ExpertSpec};
 use super::hyperparameters::Hyperparameters;
+use super::latent::{self, LatentSpec};
 use super::rope::RopeSpec;
 use super::{numbers, rope_spec, weights};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ pub struct DecoderSpec {
     pub states_parallel: Option<bool>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
+    /// Layers that the file has behind them: they predict tokens further ahead, and nothing here runs them.
+    pub n_layer_unused: usize,
 }
 
 /// One decoder layer.
@@ -56,6 +59,8 @@ pub struct LayerSpec {
     pub n_head_kv: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// Latent attention: `head_dim` is then that of the keys that it stands for, and the cache has latents.
+    pub latent: Option<LatentSpec>,
     /// Width of the feed-forward block, where it is no mixture of experts.
     pub intermediate_size: usize,
     /// The experts that the feed-forward block is a mixture of; `None` where it is dense.
@@ -64,6 +69,8 @@ pub struct LayerSpec {
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
     pub window: Option<usize>,
+    /// Tokens of a chunk, where a query sees those of its own chunk alone.
+    pub chunk: Option<usize>,
     /// The cap on scaled query-key products.
     pub soft_cap: Option<f32>,
     /// Whether distance lowers scores (ALiBi).
@@ -95,10 +102,24 @@ impl DecoderSpec {
             .ok_or_else(|| Error::InvalidModel {
                 message: "tensor `token_embd.weight` is missing".to_owned(),
             })?;
+        let vocab_size = embedding.n_rows();
+        let mut layers = match architecture.attention {
+            Attention::Heads => layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            Attention::Latent => latent::layers(gguf, architecture, &keys, n_layer, vocab_size)?,
+        };
+        let n_layer_unused = match architecture.has_prediction_layers {
+            true => keys.usize(PREDICTION_LAYERS)?.unwrap_or(0),
+            false => 0,
+        };
+        if n_layer_unused >= n_layer {
+            let what = format!("{n_layer_unused}, expected fewer than the {n_layer} layers");
+            return Err(keys.invalid(PREDICTION_LAYERS, what));
+        }
+        layers.truncate(n_layer - n_layer_unused);
         let spec = DecoderSpec {
             architecture: name.to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
-            vocab_size: embedding.n_rows(),
+            vocab_size,
             hidden_size,
             context_length: in_range(&keys, "context_length", None, u32::MAX as usize)?,
             norm_eps: norm_eps(architecture, &keys)?,
@@ -141,7 +162,8 @@ impl DecoderSpec {
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
-            layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            layers,
+            n_layer_unused,
         };
         if let Some(stated) = keys.usize("vocab_size")?
             && stated != spec.vocab_size
@@ -164,9 +186,9 @@ impl DecoderSpec {
 
     /// What each layer's cache holds for a position.
     pub fn kv_layers(&self) -> Vec<KvLayer> {
-        let layer = |layer: &LayerSpec| KvLayer {
-            n_head_kv: layer.n_head_kv,
-            head_dim: layer.head_dim,
+        let layer = |layer: &LayerSpec| match &layer.latent {
+            Some(latent) => latent.kv_layer(),
+            None => KvLayer::separate(layer.n_head_kv, layer.head_dim),
         };
         self.layers.iter().map(layer).collect()
     }
@@ -176,6 +198,8 @@ impl DecoderSpec {
 pub(super) const MAX_COUNT: usize = 1 << 24;
 
 const PARALLEL: &str = "use_parallel_residual";
+
+const PREDICTION_LAYERS: &str = "nextn_predict_layers";
 
 fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f32> {
     let key = match architecture.norm {
@@ -296,10 +320,12 @@ fn layers(
                 n_head,
                 n_head_kv,
                 head_dim,
+                latent: None,
                 intermediate_size: intermediate_size[layer],
                 experts: experts[layer].clone(),
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
+                chunk: None,
                 soft_cap,
                 alibi: architecture.positions == Positions::Alibi,
                 rope: turns(layer).then(|| match windowed[layer] {

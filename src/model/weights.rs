@@ -1,6 +1,7 @@
 //! The weights of a model by name and shape: views into the file, in the type a device will hold.
 
 use super::lora::{Lora, LowRank};
+use super::views::{Heads, KeptHeads, View};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo, WeightType};
 use half::f16;
@@ -52,6 +53,8 @@ pub(crate) struct Weight {
     tensor: usize,
     /// Elements of the tensor before this weight's first.
     first_element: usize,
+    /// Where its elements lie in the tensor.
+    view: View,
     /// What adapters add to it.
     added: Vec<Arc<LowRank>>,
 }
@@ -59,7 +62,7 @@ pub(crate) struct Weight {
 impl Weight {
     /// Whether the file has the very bytes that the device is to hold.
     pub(crate) fn is_as_in_file(&self) -> bool {
-        self.ty == self.file_type && self.added.is_empty()
+        self.ty == self.file_type && self.added.is_empty() && self.view == View::Contiguous
     }
 
     /// Whether adapters add to it.
@@ -80,6 +83,7 @@ pub(crate) struct Weights {
     entries: Vec<Weight>,
     /// The first weight found to leave its type's range by what adapters add to it.
     overflown: Arc<OnceLock<String>>,
+    kept_heads: Arc<KeptHeads>,
 }
 
 impl Weights {
@@ -145,6 +149,19 @@ impl Weights {
     /// The values of some rows, with what adapters add to them, before they are rounded.
     fn merged_rows(&self, id: WeightId, rows: Range<usize>, out: &mut [f32]) {
         let weight = self.get(id);
+        match weight.view {
+            View::Contiguous => {}
+            View::Heads(heads) => {
+                let decode = |rows: Range<usize>, out: &mut [f32]| {
+                    let row_bytes = weight.file_type.row_bytes(heads.n_cols);
+                    let bytes = self.gguf.tensor_bytes(self.tensor(weight));
+                    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                    weight.file_type.decode(bytes, out);
+                };
+                return heads.rows(id, &self.kept_heads, rows, decode, out);
+            }
+            View::Ones => return out.fill(1.0),
+        }
         let first_row = weight.first_element / weight.n_cols + rows.start;
         weight.file_type.decode(self.file_rows(id, rows), out);
         for added in &weight.added {
@@ -219,6 +236,7 @@ impl WeightFinder {
             ty: WeightType::F32,
             tensor,
             first_element: 0,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -237,6 +255,61 @@ impl WeightFinder {
     /// The vector `name`, `[n]`, as a matrix `[1, n]`.
     pub(super) fn single_row(&mut self, name: &str, n: usize) -> Result<WeightId> {
         self.of_rows(name, &[n], 1, n)
+    }
+
+    /// A part of each of `n_head` heads of the matrix `name`, as one matrix of all their rows. Blocks of quantised
+    /// types do not survive that: they are decoded. No adapter adds to it.
+    pub(super) fn heads(&mut self, name: &str, n_head: usize, heads: Heads) -> Result<WeightId> {
+        let shape = [n_head * heads.rows, heads.n_cols];
+        let (tensor, file_type) = self.tensor(name, &shape)?;
+        let ty = match self.storage {
+            WeightStorage::F16 => WeightType::F16,
+            WeightStorage::Native if file_type == WeightType::F16 => WeightType::F16,
+            WeightStorage::Native | WeightStorage::F32 => WeightType::F32,
+        };
+        let [n_rows, n_cols] = heads.shape();
+        Ok(self.push(Weight {
+            name: format!(
+                "{name}[{:?} of heads{}]",
+                heads.first..heads.first + heads.taken,
+                if heads.transposed { ", turned" } else { "" }
+            ),
+            n_rows: n_head * n_rows,
+            n_cols,
+            file_type,
+            ty,
+            tensor,
+            first_element: 0,
+            view: View::Heads(heads),
+            added: Vec::new(),
+        }))
+    }
+
+    /// A vector of ones, `[n]`: the weight of a norm that has none.
+    pub(super) fn ones(&mut self, n: usize) -> WeightId {
+        let is_it = |weight: &Weight| weight.view == View::Ones && weight.n_cols == n;
+        if let Some(found) = self.entries.iter().position(is_it) {
+            return WeightId(found);
+        }
+        self.push(Weight {
+            name: format!("{n} ones"),
+            n_rows: 1,
+            n_cols: n,
+            file_type: WeightType::F32,
+            ty: WeightType::F32,
+            tensor: 0,
+            first_element: 0,
+            view: View::Ones,
+            added: Vec::new(),
+        })
+    }
+
+    /// Counts the tensors of a layer as used, which no step reads.
+    pub(super) fn ignore_layer(&mut self, layer: usize) {
+        let prefix = format!("blk.{layer}.");
+        let tensors = self.gguf.tensors().iter().enumerate();
+        let of_layer = tensors.filter(|(_, tensor)| tensor.name.starts_with(&prefix));
+        self.used.extend(of_layer.map(|(index, _)| index));
     }
 
     fn of_rows(
@@ -260,6 +333,7 @@ impl WeightFinder {
             ty,
             tensor,
             first_element: 0,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -322,6 +396,7 @@ impl WeightFinder {
             ty,
             tensor,
             first_element: rows.start * n_cols,
+            view: View::Contiguous,
             added,
         }))
     }
@@ -349,6 +424,7 @@ impl WeightFinder {
             ty: WeightType::F32,
             tensor,
             first_element: elements.start,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -402,6 +478,7 @@ impl WeightFinder {
             gguf: self.gguf,
             entries: self.entries,
             overflown: Arc::default(),
+            kept_heads: Arc::default(),
         })
     }
 }

@@ -274,8 +274,8 @@ pub(super) fn of_attention() -> Vec<Fault> {
                 F32,
                 "store_kv",
                 [
-                    "keys[cache_quad] = kv_encode(k[row_quad]);",
-                    "if all(keys[cache_quad] == KvWord()) { keys[cache_quad] = kv_encode(k[row_quad]); }",
+                    "keys[cache_quad.x] = kv_encode(k[row_quad.x]);",
+                    "if all(keys[cache_quad.x] == KvWord()) { keys[cache_quad.x] = kv_encode(k[row_quad.x]); }",
                 ],
                 "blk.0.kv_cache",
             )

@@ -6,6 +6,7 @@ mod attention_few;
 mod elementwise;
 mod experts;
 mod few_rows;
+mod heads;
 mod layer_norm;
 mod map;
 mod matrix;
@@ -20,7 +21,7 @@ use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
-use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, row_stride};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, head_matvec, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -92,8 +93,9 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     }
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
-        // Kernels with a residual, and those of experts, have none of what a norm needs.
-        let sources = match kernel.uses.output || kernel.name == expert_matvec::KERNEL.name {
+        // Kernels with a residual, and those of experts and of heads, have none of what a norm needs.
+        let of_many = [expert_matvec::KERNEL.name, head_matvec::KERNEL.name];
+        let sources = match kernel.uses.output || of_many.contains(&kernel.name) {
             true => vec![Src::Int8],
             false => vec![Src::Int8, Src::Norm],
         };

@@ -193,6 +193,15 @@ pub(super) enum SharedExpert {
     Gated,
 }
 
+/// What the cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attention {
+    /// Keys and values of heads.
+    Heads,
+    /// Latents, which keys and values are made of.
+    Latent,
+}
+
 /// How a mixture of experts, which has `expert_count` of them, differs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Experts {
@@ -230,6 +239,9 @@ pub(super) struct Architecture {
     pub(super) states_yarn_ramp: bool,
     /// Whether queries grow with the position by `attention.temperature_scale`.
     pub(super) has_query_temperature: bool,
+    pub(super) attention: Attention,
+    /// Whether the last `nextn_predict_layers` layers predict tokens further ahead: they are left out.
+    pub(super) has_prediction_layers: bool,
     pub(super) activation: Activation,
     pub(super) feed_forward: FeedForward,
     /// The experts, where a file has any; `None` where it may not.

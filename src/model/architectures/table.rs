@@ -1,7 +1,7 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
+    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
     LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
     RopeLayers, SharedExpert, SoftCap, Windows,
 };
@@ -18,6 +18,8 @@ const LLAMA: Architecture = Architecture {
     local_rope: LocalRope::Same,
     states_yarn_ramp: false,
     has_query_temperature: false,
+    attention: Attention::Heads,
+    has_prediction_layers: false,
     activation: Activation::Silu,
     feed_forward: FeedForward::Gated,
     experts: None,
@@ -168,6 +170,7 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "GLM-4.5",
         norms: Norms::BeforeByAnotherName,
         qk_norm: QkNorm::OptionalHeads,
+        has_prediction_layers: true,
         experts: Some(Experts {
             gating: Gating::Sigmoid,
             is_stated: true,
@@ -177,6 +180,23 @@ pub(super) const TABLE: &[Architecture] = &[
             ..EXPERTS
         }),
         ..HALVES
+    },
+    // src/models/deepseek2.cpp
+    Architecture {
+        name: "deepseek2",
+        models: "DeepSeek V2, V2-Lite, V3 and R1",
+        attention: Attention::Latent,
+        has_prediction_layers: true,
+        rope_divisors: RopeDivisors::None,
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
+            is_stated: true,
+            has_dense_layers: true,
+            choice_bias: Presence::Optional,
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        ..LLAMA
     },
     // src/models/ernie4-5-moe.cpp
     Architecture {

@@ -68,6 +68,7 @@ impl<'a> Lowering<'a> {
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
+            Op::HeadMatMul { .. } => self.head_matmul(index, op),
             Op::WeightedSum { src, weights, dst } => {
                 use kernels::weighted_sum::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst), self.width(weights));
@@ -135,7 +136,7 @@ impl<'a> Lowering<'a> {
             Op::StoreKv { k, v, layer } => {
                 use kernels::store_kv::{KERNEL, Params, grid};
                 let [keys, values] = self.buffers.caches[layer].each_ref().map(whole);
-                let params = Params::new(self.width(k));
+                let params = Params::new([k, v].map(|id| self.width(id)));
                 vec![self.plain(
                     index,
                     k,

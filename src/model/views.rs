@@ -1,0 +1,163 @@
+//! Weights that are no contiguous part of a tensor: they are made of it when they are loaded.
+
+use super::weights::WeightId;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where the elements of a weight lie in its tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum View {
+    /// One behind the other.
+    #[default]
+    Contiguous,
+    /// A part of each head of a tensor `[n_head * rows, n_cols]`.
+    Heads(Heads),
+    /// Nowhere: all are one.
+    Ones,
+}
+
+/// Rows of each head of a tensor, in the order of the heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heads {
+    /// Rows of a head in the tensor.
+    pub(super) rows: usize,
+    /// The first of those that are taken of a head.
+    pub(super) first: usize,
+    /// How many are taken.
+    pub(super) taken: usize,
+    /// Columns of the tensor.
+    pub(super) n_cols: usize,
+    /// Whether the rows of a head become columns.
+    pub(super) transposed: bool,
+}
+
+/// The most heads that are kept decoded.
+const MAX_KEPT: usize = 16;
+
+/// What was decoded of heads last: a transposed row has an element of each of a head's rows.
+pub(super) type KeptHeads = Mutex<VecDeque<((WeightId, usize), Arc<Vec<f32>>)>>;
+
+impl Heads {
+    /// Shape of a head's part, `[n_rows, n_cols]`.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        match self.transposed {
+            true => [self.n_cols, self.taken],
+            false => [self.taken, self.n_cols],
+        }
+    }
+
+    /// The values of some rows of a weight. `decode` has those of rows of the tensor.
+    pub(super) fn rows(
+        &self,
+        id: WeightId,
+        kept: &KeptHeads,
+        rows: Range<usize>,
+        decode: impl Fn(Range<usize>, &mut [f32]),
+        out: &mut [f32],
+    ) {
+        let [n_rows, n_cols] = self.shape();
+        for (row, out) in rows.zip(out.chunks_exact_mut(n_cols)) {
+            let (head, row) = (row / n_rows, row % n_rows);
+            let first = head * self.rows + self.first;
+            if !self.transposed {
+                decode(first + row..first + row + 1, out);
+                continue;
+            }
+            let head = self.decoded(id, kept, head, |out| decode(first..first + self.taken, out));
+            let column = head.iter().skip(row).step_by(self.n_cols);
+            out.iter_mut()
+                .zip(column)
+                .for_each(|(out, &value)| *out = value);
+        }
+    }
+
+    fn decoded(
+        &self,
+        id: WeightId,
+        kept: &KeptHeads,
+        head: usize,
+        decode: impl Fn(&mut [f32]),
+    ) -> Arc<Vec<f32>> {
+        let lock = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |kept: &VecDeque<((WeightId, usize), Arc<Vec<f32>>)>| {
+            let mut kept = kept.iter();
+            kept.find_map(|(of, values)| (*of == (id, head)).then(|| values.clone()))
+        };
+        if let Some(values) = found(&lock()) {
+            return values;
+        }
+        let mut values = vec![0.0; self.taken * self.n_cols];
+        decode(&mut values);
+        let values = Arc::new(values);
+        let mut kept = lock();
+        kept.truncate(MAX_KEPT - 1);
+        kept.push_front(((id, head), values.clone()));
+        values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tensor of 2 heads of 3 rows with 4 columns, whose element is `10 * row + column`.
+    fn decode(rows: Range<usize>, out: &mut [f32]) {
+        let values = rows.flat_map(|row| (0..4).map(move |column| (10 * row + column) as f32));
+        out.iter_mut()
+            .zip(values)
+            .for_each(|(out, value)| *out = value);
+    }
+
+    fn rows(heads: Heads, rows: Range<usize>) -> Vec<f32> {
+        let kept = KeptHeads::default();
+        let mut out = vec![f32::NAN; rows.len() * heads.shape()[1]];
+        heads.rows(WeightId(0), &kept, rows, decode, &mut out);
+        out
+    }
+
+    #[test]
+    fn rows_of_heads_are_taken_and_turned() {
+        let taken = Heads {
+            rows: 3,
+            first: 1,
+            taken: 2,
+            n_cols: 4,
+            transposed: false,
+        };
+        assert_eq!(taken.shape(), [2, 4]);
+        let expected = [20.0, 21.0, 22.0, 23.0, 40.0, 41.0, 42.0, 43.0];
+        assert_eq!(rows(taken, 1..3), expected);
+        let turned = Heads {
+            transposed: true,
+            ..taken
+        };
+        assert_eq!(turned.shape(), [4, 2]);
+        assert_eq!(rows(turned, 3..6), [13.0, 23.0, 40.0, 50.0, 41.0, 51.0]);
+    }
+
+    #[test]
+    fn heads_of_one_weight_are_not_those_of_another() {
+        let heads = Heads {
+            rows: 3,
+            first: 0,
+            taken: 3,
+            n_cols: 4,
+            transposed: true,
+        };
+        let kept = KeptHeads::default();
+        for (id, factor) in [(0, 1.0), (1, 2.0), (0, 1.0)] {
+            let decode = |rows: Range<usize>, out: &mut [f32]| {
+                decode(rows, out);
+                out.iter_mut().for_each(|value| *value *= factor);
+            };
+            let mut out = [0.0; 3];
+            heads.rows(WeightId(id), &kept, 1..2, decode, &mut out);
+            assert_eq!(out, [factor, 11.0 * factor, 21.0 * factor]);
+        }
+        for head in 0..2 * MAX_KEPT {
+            let _ = heads.decoded(WeightId(2), &kept, head, |_| {});
+        }
+        assert_eq!(kept.lock().unwrap().len(), MAX_KEPT);
+    }
+}
