@@ -90,6 +90,7 @@ const FILES: &[&str] = &[
     "deepseek2-legacy",
     "deepseek2-v2-yarn",
     "deepseek2-v3",
+    "llama4",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -218,6 +219,7 @@ const FAMILIES: &[&str] = &[
     "gpt-oss", // sinks, experts with biases
     "glm4moe", // experts by sigmoid and bias, behind dense layers
     "deepseek2-v3", // latent attention, groups of experts
+    "llama4", // chunks, queries with a temperature that do not turn, norms without weights, weighed inputs of experts
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

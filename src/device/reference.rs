@@ -289,10 +289,16 @@ impl ReferenceExecutor {
                 };
                 kernels::head_matvec::twin(&row, &heads, buffer(src), out);
             }
-            Op::WeightedSum { src, weights, dst } => {
-                let n_slots = self.plan.buffer(weights).width;
+            Op::WeighSlots { src, weights, dst } => {
                 let width = self.plan.buffer(dst).width;
-                kernels::experts::sum_twin(n_slots, width, buffer(src), buffer(weights), out);
+                kernels::experts::weigh_twin(width, buffer(src), buffer(weights), out);
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let width = self.plan.buffer(dst).width;
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let weights = weights.map_or(&ones[..], buffer);
+                kernels::experts::sum_twin(n_slots, width, buffer(src), weights, out);
             }
             Op::Rope {
                 src,

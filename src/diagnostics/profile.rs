@@ -164,6 +164,7 @@ impl Cost {
             | Op::GatedActivation { .. }
             | Op::ChooseExperts { .. }
             | Op::ExpertWeights { .. }
+            | Op::WeighSlots { .. }
             | Op::WeightedSum { .. }
             | Op::Add { .. }
             | Op::SelectOutputs { .. } => Cost::default(),

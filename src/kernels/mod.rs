@@ -34,6 +34,7 @@ pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod sentinel;
 pub(crate) mod store_kv;
+pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
 #[cfg(test)]
@@ -197,7 +198,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 28] = [
+pub(crate) const ALL: [&Kernel; 29] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -225,6 +226,7 @@ pub(crate) const ALL: [&Kernel; 28] = [
     &select_outputs::KERNEL,
     &sentinel::KERNEL,
     &store_kv::KERNEL,
+    &weigh_slots::KERNEL,
     &weighted_sum::KERNEL,
 ];
 

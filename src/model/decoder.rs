@@ -8,6 +8,7 @@ use super::layers::{
     layer_weights, linear, row_norm,
 };
 use super::lora::Lora;
+use super::rope::RopeScaling;
 use super::spec::DecoderSpec;
 use super::weights::{
     LONG_ROPE_DIVISORS, POSITIONS, ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights,
@@ -115,7 +116,10 @@ impl DecoderModel {
         let weights = find.finish()?;
         Ok(DecoderModel {
             context_length: spec.context_length,
-            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
+            norms_after_rope: matches!(
+                architecture.qk_norm,
+                QkNorm::HeadsAfterRope | QkNorm::TurnedWithoutWeight { .. }
+            ),
             spec,
             weights,
             token_embd,
@@ -320,8 +324,12 @@ fn mixture(
         scale: spec.scale,
     };
     let [chosen, weights] = b.route(logits, w.choice_bias, router);
-    let gate = b.expert_matmul("ffn_moe_gate", x, chosen, w.gate, spec.n_expert);
-    let up = b.expert_matmul("ffn_moe_up", x, chosen, w.up, spec.n_expert);
+    let (input, weights) = match spec.weighs_inputs {
+        true => (b.weigh_slots("ffn_moe_weighted", x, weights), None),
+        false => (x, Some(weights)),
+    };
+    let gate = b.expert_matmul("ffn_moe_gate", input, chosen, w.gate, spec.n_expert);
+    let up = b.expert_matmul("ffn_moe_up", input, chosen, w.up, spec.n_expert);
     let inner = b.gated_activation("ffn_moe_gated", gate, up, activation);
     let down = b.expert_matmul("ffn_moe_down", inner, chosen, w.down, spec.n_expert);
     let sum = b.weighted_sum("ffn_moe_out", down, weights);
@@ -337,7 +345,7 @@ fn mixture(
     if let Some(gate_inp) = shared.gate_inp {
         let gate = b.matmul("shared_expert_gate", x, (gate_inp, None));
         let gate = b.map("shared_expert_gate_sigmoid", gate, Function::Sigmoid);
-        all = b.weighted_sum("ffn_shexp_weighted", all, gate);
+        all = b.weighted_sum("ffn_shexp_weighted", all, Some(gate));
     }
     b.add("ffn_out", sum, all)
 }
@@ -368,6 +376,9 @@ fn attention(
         } else if let Some(rope) = &layer.rope {
             let table = b.rope_table(rope.query_table(model.context_length));
             q = b.rope("Qcur", q, table, layer.head_dim);
+            if rope.scaling == RopeScaling::Still {
+                continue;
+            }
             let table = b.rope_table(rope.table(model.context_length));
             k = b.rope("Kcur", k, table, layer.head_dim);
         }

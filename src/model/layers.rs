@@ -4,6 +4,7 @@ use super::architectures::{
     Architecture, Block, Experts, FeedForward, NormKind, Norms, Presence, QkNorm, SharedExpert,
 };
 use super::expert_spec::ExpertSpec;
+use super::rope::RopeScaling;
 use super::spec::{DecoderSpec, LayerSpec};
 use super::weights::{WeightFinder, WeightId};
 use crate::error::Result;
@@ -190,15 +191,15 @@ pub(super) fn layer_weights(
             find,
             architecture,
             &format!("{prefix}attn_q_norm"),
+            (spec, layer),
             layer.n_head,
-            layer.head_dim,
         )?,
         attn_k_norm: qk_norm(
             find,
             architecture,
             &format!("{prefix}attn_k_norm"),
+            (spec, layer),
             layer.n_head_kv,
-            layer.head_dim,
         )?,
         attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
         attn_sinks: match architecture.has_sinks {
@@ -263,10 +264,11 @@ fn qk_norm(
     find: &mut WeightFinder,
     architecture: &Architecture,
     name: &str,
+    (spec, layer): (&DecoderSpec, &LayerSpec),
     n_head: usize,
-    head_dim: usize,
 ) -> Result<Option<Norm>> {
     let weight = format!("{name}.weight");
+    let head_dim = layer.head_dim;
     let n = match architecture.qk_norm {
         QkNorm::None => return Ok(None),
         QkNorm::OptionalHeads if !find.has(&weight) => return Ok(None),
@@ -281,6 +283,16 @@ fn qk_norm(
             return Ok(Some(Norm { weight, form }));
         }
         QkNorm::OptionalByHead => return Ok(None),
+        QkNorm::TurnedWithoutWeight { unless_experts } => {
+            let mut experts = spec.layers.iter().flat_map(|layer| &layer.experts);
+            let is_without = experts.any(|experts| experts.n_expert == unless_experts);
+            let rope = layer.rope.as_ref();
+            let turns = rope.is_some_and(|rope| rope.scaling != RopeScaling::Still);
+            return Ok((turns && !is_without).then(|| Norm {
+                weight: find.ones(head_dim),
+                form: NormForm::Rms,
+            }));
+        }
     };
     row_norm(find, architecture, name, n).map(Some)
 }
@@ -352,7 +364,7 @@ fn expert_weights(
         let gate_inp = format!("{prefix}ffn_gate_inp_shexp.weight");
         let gate_inp = match experts.shared {
             SharedExpert::Gated => Some(find.single_row(&gate_inp, hidden)?),
-            SharedExpert::None | SharedExpert::Plain => None,
+            SharedExpert::None | SharedExpert::Plain | SharedExpert::AsExpert => None,
         };
         Ok(SharedWeights { gate_inp, block })
     };

@@ -295,8 +295,22 @@ fn layers(
     let turns = |layer: usize| match architecture.rope_layers {
         _ if architecture.positions != Positions::Rope => false,
         RopeLayers::All => true,
-        RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
+        RopeLayers::AllButEach(n) | RopeLayers::AllButEachWarmed(n, _) => {
+            !(layer + 1).is_multiple_of(n)
+        }
         RopeLayers::Windowed => windowed[layer] || window.is_none(),
+    };
+    let still_rope = match architecture.rope_layers {
+        RopeLayers::AllButEachWarmed(_, temperature) => Some(RopeSpec {
+            n_dims: head_dim,
+            query_temperature: Some(temperature),
+            ..global_rope.still()
+        }),
+        RopeLayers::All | RopeLayers::AllButEach(_) | RopeLayers::Windowed => None,
+    };
+    let chunk = match architecture.windows {
+        Windows::Chunks { tokens, .. } => Some(tokens),
+        Windows::None | Windows::Unused | Windows::Periodic { .. } => None,
     };
     let scale = match keys.f32("attention.scale")? {
         Some(scale) if scale != 0.0 => scale,
@@ -325,13 +339,14 @@ fn layers(
                 experts: experts[layer].clone(),
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
-                chunk: None,
+                chunk: chunk.filter(|_| windowed[layer]),
                 soft_cap,
                 alibi: architecture.positions == Positions::Alibi,
-                rope: turns(layer).then(|| match windowed[layer] {
-                    true => local_rope.clone(),
-                    false => global_rope.clone(),
-                }),
+                rope: match turns(layer) {
+                    true if windowed[layer] => Some(local_rope.clone()),
+                    true => Some(global_rope.clone()),
+                    false => still_rope.clone(),
+                },
             })
         })
         .collect()
@@ -351,6 +366,13 @@ fn windows(
         Windows::Unused => {
             keys.usize(WINDOW)?;
             return Ok((None, nowhere));
+        }
+        Windows::Chunks { period, .. } => {
+            if keys.usize(WINDOW)? == Some(0) {
+                let what = "0, expected layers with chunks";
+                return Err(keys.invalid(WINDOW, what));
+            }
+            return Ok((None, keys.windowed_layers(PATTERN, period, n_layer)?));
         }
         Windows::Periodic {
             period,

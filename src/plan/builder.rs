@@ -363,11 +363,18 @@ impl<'a> PlanBuilder<'a> {
         dst
     }
 
+    pub(crate) fn weigh_slots(&mut self, name: &str, src: BufferId, weights: BufferId) -> BufferId {
+        let extent = Extent::Chosen(self.buffers[weights.0].width);
+        let dst = self.buffer(name, self.buffers[src.0].width, extent);
+        self.push(name, Op::WeighSlots { src, weights, dst });
+        dst
+    }
+
     pub(crate) fn weighted_sum(
         &mut self,
         name: &str,
         src: BufferId,
-        weights: BufferId,
+        weights: Option<BufferId>,
     ) -> BufferId {
         let dst = self.buffer(name, self.buffers[src.0].width, Extent::Tokens);
         self.push(name, Op::WeightedSum { src, weights, dst });

@@ -174,12 +174,18 @@ fn mismatch(
             })
             .or_else(|| of_tokens(src))
             .or_else(|| of_tokens(dst)),
-        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+        Op::WeighSlots { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| of_tokens(src))
             .or_else(|| of_tokens(weights))
+            .or_else(|| slots("results", extent(dst), width(weights))),
+        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| weights.and_then(of_tokens))
             .or_else(|| of_tokens(dst))
-            .or_else(|| match extent(src) {
-                Extent::Tokens => unequal("weights", width(weights), 1),
-                each => slots("terms", each, width(weights)),
+            .or_else(|| match (extent(src), weights) {
+                (Extent::Tokens, Some(weights)) => unequal("weights", width(weights), 1),
+                (each, Some(weights)) => slots("terms", each, width(weights)),
+                (Extent::Chosen(_), None) => None,
+                (Extent::Tokens | Extent::Outputs, None) => Some("adds up single terms".to_owned()),
             }),
         Op::Rope {
             src,

@@ -77,18 +77,21 @@ pub struct RopeTable {
     pub temperature: Option<QueryTemperature>,
 }
 
-/// A factor that grows with the position: `1 + scale * ln(1 + floor(position / tokens))`.
+/// A factor that grows with the position: `1 + scale * ln(1 + floor((position + offset) / tokens))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryTemperature {
     /// Of the logarithm.
     pub scale: f64,
     /// Positions that share a factor.
     pub tokens: usize,
+    /// Of the first position.
+    pub offset: usize,
 }
 
 impl QueryTemperature {
     fn factor(self, position: usize) -> f64 {
-        1.0 + self.scale * (1.0 + (position / self.tokens.max(1)) as f64).ln()
+        let steps = (position + self.offset) / self.tokens.max(1);
+        1.0 + self.scale * (1.0 + steps as f64).ln()
     }
 }
 
@@ -260,12 +263,21 @@ pub enum Op {
         /// `[n_rows, n_head * (src_dim - n_cols + n_out)]`.
         dst: BufferId,
     },
+    /// `dst[row, s] = weights[row, s] * src[row]`.
+    WeighSlots {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// `[n_rows, n_slots]`.
+        weights: BufferId,
+        /// `[n_rows, n_slots, width]`.
+        dst: BufferId,
+    },
     /// `dst[row] = sum_s weights[row, s] * src[row, s]`.
     WeightedSum {
         /// `[n_rows, n_slots, width]`.
         src: BufferId,
-        /// `[n_rows, n_slots]`.
-        weights: BufferId,
+        /// `[n_rows, n_slots]`; ones where there are none.
+        weights: Option<BufferId>,
         /// `[n_rows, width]`.
         dst: BufferId,
     },
@@ -363,6 +375,7 @@ impl Op {
             | Op::ExpertWeights { dst, .. }
             | Op::ExpertMatMul { dst, .. }
             | Op::HeadMatMul { dst, .. }
+            | Op::WeighSlots { dst, .. }
             | Op::WeightedSum { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
@@ -392,7 +405,8 @@ impl Op {
             Op::ChooseExperts { logits, .. } => vec![logits],
             Op::ExpertWeights { logits, chosen, .. } => vec![logits, chosen],
             Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
-            Op::WeightedSum { src, weights, .. } => vec![src, weights],
+            Op::WeighSlots { src, weights, .. } => vec![src, weights],
+            Op::WeightedSum { src, weights, .. } => [src].into_iter().chain(weights).collect(),
         }
     }
 }

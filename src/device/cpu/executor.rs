@@ -190,11 +190,16 @@ impl CpuExecutor {
                 n_head,
                 ..
             } => heads::multiply_heads(simd, weights, weight, n_head, buffer(src), out, width),
+            Op::WeighSlots {
+                src, weights: by, ..
+            } => kernels::experts::weigh_twin(width, buffer(src), buffer(by), out),
             Op::WeightedSum {
                 src, weights: by, ..
             } => {
-                let n_slots = self.plan.buffer(by).width;
-                experts::weighted_sum(n_slots, width, buffer(src), buffer(by), out);
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let by = by.map_or(&ones[..], buffer);
+                experts::weighted_sum(n_slots, width, buffer(src), by, out);
             }
             Op::Rope {
                 src,

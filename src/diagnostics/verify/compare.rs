@@ -18,6 +18,7 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         | Op::LayerNorm { .. }
         | Op::Rope { .. }
         | Op::ExpertWeights { .. }
+        | Op::WeighSlots { .. }
         | Op::WeightedSum { .. }
         | Op::GatedActivation { .. }
         | Op::Map { .. } => 2e-5,

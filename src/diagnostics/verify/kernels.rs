@@ -183,7 +183,11 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             let width = plan.buffer(src).width;
             format!("{} {n_head} {width}", of_weight(weight))
         }
-        Op::WeightedSum { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::WeighSlots { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::WeightedSum { src, weights, .. } => {
+            let n_slots = plan.buffer(src).extent.n_slots();
+            format!("{n_slots} {}", weights.is_some())
+        }
         Op::Rope {
             table, head_dim, ..
         } => format!("{} {head_dim}", table.0),

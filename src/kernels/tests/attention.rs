@@ -411,7 +411,7 @@ fn mistakes_with_values_and_chunks_are_seen() {
             "let n_quads = p.value_dim / 4u;",
             "let n_quads = key_quads;",
         ),
-        (&apart, "p.dst_stride / 4u", "p.stride / 4u"),
+        (&apart, "row * (p.dst_stride / 4u) + head", "head"),
         (&chunked, "if p.chunk != 0u {", "if false {"),
         (&chunked, "(end - 1u) / p.chunk", "end / p.chunk + 1u"),
     ] {

@@ -93,11 +93,11 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     }
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
-        // Kernels with a residual, and those of experts and of heads, have none of what a norm needs.
-        let of_many = [expert_matvec::KERNEL.name, head_matvec::KERNEL.name];
-        let sources = match kernel.uses.output || of_many.contains(&kernel.name) {
-            true => vec![Src::Int8],
-            false => vec![Src::Int8, Src::Norm],
+        // Kernels with a residual, and those of experts, have none of what a norm needs; that of heads takes floats.
+        let sources = match kernel.name {
+            name if name == head_matvec::KERNEL.name => Vec::new(),
+            name if kernel.uses.output || name == expert_matvec::KERNEL.name => vec![Src::Int8],
+            _ => vec![Src::Int8, Src::Norm],
         };
         let of = |&v: &Variant| {
             sources

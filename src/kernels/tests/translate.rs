@@ -7,7 +7,7 @@ use crate::kernels::{
     attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
     gated_activation, head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec,
     matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
-    store_kv, weighted_sum,
+    store_kv, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -89,6 +89,12 @@ fn params_members(kernel: &Kernel) -> Members {
             is_normalised,
             scale,
             least_sum
+        }),
+        "weigh_slots" => members!(weigh_slots::Params {
+            width,
+            stride,
+            n_slots,
+            weights_stride
         }),
         "weighted_sum" => members!(weighted_sum::Params {
             width,

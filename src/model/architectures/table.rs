@@ -5,7 +5,7 @@ use super::{
     LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
     RopeLayers, SharedExpert, SoftCap, Windows,
 };
-use crate::plan::{Activation, Gating, RopePairing};
+use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
 /// src/models/llama.cpp
 const LLAMA: Architecture = Architecture {
@@ -45,6 +45,7 @@ const EXPERTS: Experts = Experts {
     gating: Gating::Softmax,
     is_stated: false,
     has_dense_layers: false,
+    weighs_inputs: false,
     normalised: true,
     choice_bias: Presence::Absent,
     bias: Presence::Absent,
@@ -95,6 +96,36 @@ const BIASED: Architecture = Architecture {
 pub(super) const TABLE: &[Architecture] = &[
     Architecture {
         experts: Some(EXPERTS),
+        ..LLAMA
+    },
+    // src/models/llama4.cpp; Maverick has 128 experts.
+    Architecture {
+        name: "llama4",
+        models: "Llama 4 Scout and Maverick (text)",
+        rope_layers: RopeLayers::AllButEachWarmed(
+            4,
+            QueryTemperature {
+                scale: 0.1,
+                tokens: 8192,
+                offset: 1,
+            },
+        ),
+        windows: Windows::Chunks {
+            period: 4,
+            tokens: 8192,
+        },
+        qk_norm: QkNorm::TurnedWithoutWeight {
+            unless_experts: 128,
+        },
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            has_dense_layers: true,
+            weighs_inputs: true,
+            normalised: false,
+            shared: SharedExpert::AsExpert,
+            ..EXPERTS
+        }),
         ..LLAMA
     },
     // src/models/qwen2.cpp

@@ -69,10 +69,21 @@ impl<'a> Lowering<'a> {
             }
             Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
             Op::HeadMatMul { .. } => self.head_matmul(index, op),
-            Op::WeightedSum { src, weights, dst } => {
-                use kernels::weighted_sum::{KERNEL, Params, grid};
+            Op::WeighSlots { src, weights, dst } => {
+                use kernels::weigh_slots::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst), self.width(weights));
                 let storage = vec![of(src), of(weights), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                use kernels::weighted_sum::{KERNEL, Params, grid};
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let params = Params::new(self.width(dst), n_slots);
+                let params = match weights {
+                    Some(_) => params,
+                    None => params.unweighted(),
+                };
+                let storage = vec![of(src), of(weights.unwrap_or(src)), of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::RmsNorm {
