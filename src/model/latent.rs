@@ -220,6 +220,7 @@ pub(super) fn layer_weights(
                 n_cols: kv_rank,
                 transposed: true,
             };
+            let shape = [n_head * keys.rows, kv_rank];
             let values = Heads {
                 first: fixed_dim,
                 taken: value_dim,
@@ -227,8 +228,8 @@ pub(super) fn layer_weights(
                 ..keys
             };
             [
-                find.heads(&kv_b, n_head, keys)?,
-                find.heads(&kv_b, n_head, values)?,
+                find.heads(&kv_b, &shape, n_head, keys)?,
+                find.heads(&kv_b, &shape, n_head, values)?,
             ]
         }
         false => {

@@ -6,6 +6,7 @@ use super::architectures::{
 use super::expert_spec::ExpertSpec;
 use super::rope::RopeScaling;
 use super::spec::{DecoderSpec, LayerSpec};
+use super::views::Heads;
 use super::weights::{WeightFinder, WeightId};
 use crate::error::Result;
 
@@ -334,9 +335,32 @@ fn expert_weights(
 ) -> Result<ExpertWeights> {
     let (n_expert, n_ffn) = (spec.n_expert, spec.intermediate_size);
     let bias = experts.bias;
+    let fused = format!("{prefix}ffn_gate_up_exps.weight");
     let mut of_all = |name: &str, n_out: usize, n_in: usize| -> Result<Linear> {
         let name = format!("{prefix}{name}");
-        let weight = find.matrices(&format!("{name}.weight"), [n_expert, n_out, n_in])?;
+        let shape = [n_expert, n_out, n_in];
+        let of_expert = |expert: usize| {
+            let name = name.strip_suffix("_exps").unwrap_or(&name);
+            format!("{name}.{expert}.weight")
+        };
+        // The first half of the rows of each expert is its gate.
+        let half = [("ffn_gate_exps", 0), ("ffn_up_exps", n_out)]
+            .into_iter()
+            .find_map(|(half, first)| name.ends_with(half).then_some(first));
+        let weight = match half {
+            Some(first) if find.has(&fused) => {
+                let heads = Heads {
+                    rows: 2 * n_out,
+                    first,
+                    taken: n_out,
+                    n_cols: n_in,
+                    transposed: false,
+                };
+                find.heads(&fused, &[n_expert, 2 * n_out, n_in], n_expert, heads)?
+            }
+            _ if find.has(&of_expert(0)) => find.stacked(of_expert, shape)?,
+            _ => find.matrices(&format!("{name}.weight"), shape)?,
+        };
         let name = format!("{name}.bias");
         let has_bias = match bias {
             Presence::Required => true,

@@ -8,6 +8,8 @@ mod latent;
 mod layers;
 mod lora;
 mod numbers;
+#[cfg(test)]
+mod rewritten;
 mod rope;
 mod rope_spec;
 mod spec;

@@ -1,23 +1,25 @@
-//! Weights that are no contiguous part of a tensor: they are made of it when they are loaded.
+//! Weights that are no contiguous part of one tensor.
 
 use super::weights::WeightId;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where the elements of a weight lie in its tensor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Where the elements of a weight lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum View {
-    /// One behind the other.
+    /// One behind the other in its tensor.
     #[default]
     Contiguous,
+    /// In tensors of equal shape, by their indices, one behind the other.
+    Stacked(Arc<[usize]>),
     /// A part of each head of a tensor `[n_head * rows, n_cols]`.
     Heads(Heads),
     /// Nowhere: all are one.
     Ones,
 }
 
-/// Rows of each head of a tensor, in the order of the heads.
+/// Rows of each head (or expert) of a tensor, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Heads {
     /// Rows of a head in the tensor.
@@ -30,6 +32,50 @@ pub(super) struct Heads {
     pub(super) n_cols: usize,
     /// Whether the rows of a head become columns.
     pub(super) transposed: bool,
+}
+
+/// Rows that lie one behind the other in a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Index of the tensor among those of its weight.
+    pub(super) tensor: usize,
+    pub(super) rows: Range<usize>,
+}
+
+impl View {
+    /// Whether rows of the weight are rows of tensors.
+    pub(super) fn has_rows(&self) -> bool {
+        match self {
+            View::Contiguous | View::Stacked(_) => true,
+            View::Heads(heads) => !heads.transposed,
+            View::Ones => false,
+        }
+    }
+
+    /// Where some rows of a weight of `n_rows` lie, if they are [rows](View::has_rows) of tensors.
+    pub(super) fn runs(&self, n_rows: usize, rows: Range<usize>) -> Vec<Run> {
+        let (part, first_of) = match self {
+            View::Contiguous | View::Ones => return vec![Run { tensor: 0, rows }],
+            View::Stacked(tensors) => (n_rows / tensors.len().max(1), None),
+            View::Heads(heads) => (heads.taken, Some(heads)),
+        };
+        let mut runs = Vec::new();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (index, within) = (row / part.max(1), row % part.max(1));
+            let n = (part - within).min(rows.end - row).max(1);
+            let (tensor, start) = match first_of {
+                Some(heads) => (0, index * heads.rows + heads.first + within),
+                None => (index, within),
+            };
+            runs.push(Run {
+                tensor,
+                rows: start..start + n,
+            });
+            row += n;
+        }
+        runs
+    }
 }
 
 /// The most heads that are kept decoded.
@@ -47,8 +93,8 @@ impl Heads {
         }
     }
 
-    /// The values of some rows of a weight. `decode` has those of rows of the tensor.
-    pub(super) fn rows(
+    /// The values of some rows of a weight whose heads are transposed. `decode` has those of rows of the tensor.
+    pub(super) fn columns(
         &self,
         id: WeightId,
         kept: &KeptHeads,
@@ -60,10 +106,6 @@ impl Heads {
         for (row, out) in rows.zip(out.chunks_exact_mut(n_cols)) {
             let (head, row) = (row / n_rows, row % n_rows);
             let first = head * self.rows + self.first;
-            if !self.transposed {
-                decode(first + row..first + row + 1, out);
-                continue;
-            }
             let head = self.decoded(id, kept, head, |out| decode(first..first + self.taken, out));
             let column = head.iter().skip(row).step_by(self.n_cols);
             out.iter_mut()
@@ -112,8 +154,29 @@ mod tests {
     fn rows(heads: Heads, rows: Range<usize>) -> Vec<f32> {
         let kept = KeptHeads::default();
         let mut out = vec![f32::NAN; rows.len() * heads.shape()[1]];
-        heads.rows(WeightId(0), &kept, rows, decode, &mut out);
+        match heads.transposed {
+            true => heads.columns(WeightId(0), &kept, rows, decode, &mut out),
+            false => {
+                let runs = View::Heads(heads).runs(2 * heads.taken, rows);
+                let mut out = out.chunks_exact_mut(heads.shape()[1]);
+                for row in runs.into_iter().flat_map(|run| run.rows) {
+                    decode(row..row + 1, out.next().unwrap());
+                }
+            }
+        }
         out
+    }
+
+    #[test]
+    fn rows_of_stacked_tensors_lie_in_each_in_turn() {
+        let view = View::Stacked(Arc::new([7, 3, 9]));
+        let run = |tensor, rows| Run { tensor, rows };
+        assert_eq!(view.runs(12, 5..7), [run(1, 1..3)]);
+        assert_eq!(
+            view.runs(12, 2..9),
+            [run(0, 2..4), run(1, 0..4), run(2, 0..1)]
+        );
+        assert_eq!(view.runs(12, 4..4), []);
     }
 
     #[test]
@@ -152,7 +215,7 @@ mod tests {
                 out.iter_mut().for_each(|value| *value *= factor);
             };
             let mut out = [0.0; 3];
-            heads.rows(WeightId(id), &kept, 1..2, decode, &mut out);
+            heads.columns(WeightId(id), &kept, 1..2, decode, &mut out);
             assert_eq!(out, [factor, 11.0 * factor, 21.0 * factor]);
         }
         for head in 0..2 * MAX_KEPT {

@@ -7,6 +7,8 @@ mod builder;
 mod check;
 mod experts;
 #[cfg(test)]
+mod latent_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder, Router};

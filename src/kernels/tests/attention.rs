@@ -409,7 +409,7 @@ fn mistakes_with_values_and_chunks_are_seen() {
         (
             &apart,
             "let n_quads = p.value_dim / 4u;",
-            "let n_quads = key_quads;",
+            "let n_quads = p.value_dim / 8u;",
         ),
         (&apart, "row * (p.dst_stride / 4u) + head", "head"),
         (&chunked, "if p.chunk != 0u {", "if false {"),
