@@ -82,7 +82,13 @@ impl View {
 const MAX_KEPT: usize = 16;
 
 /// What was decoded of heads last: a transposed row has an element of each of a head's rows.
-pub(super) type KeptHeads = Mutex<VecDeque<((WeightId, usize), Arc<Vec<f32>>)>>;
+pub(super) type KeptHeads = Mutex<VecDeque<KeptHead>>;
+
+#[derive(Debug)]
+pub(super) struct KeptHead {
+    of: (WeightId, usize),
+    values: Arc<Vec<f32>>,
+}
 
 impl Heads {
     /// Shape of a head's part, `[n_rows, n_cols]`.
@@ -122,19 +128,19 @@ impl Heads {
         decode: impl Fn(&mut [f32]),
     ) -> Arc<Vec<f32>> {
         let lock = || kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |kept: &VecDeque<((WeightId, usize), Arc<Vec<f32>>)>| {
-            let mut kept = kept.iter();
-            kept.find_map(|(of, values)| (*of == (id, head)).then(|| values.clone()))
-        };
-        if let Some(values) = found(&lock()) {
-            return values;
+        let of = (id, head);
+        if let Some(found) = lock().iter().find(|kept| kept.of == of) {
+            return found.values.clone();
         }
         let mut values = vec![0.0; self.taken * self.n_cols];
         decode(&mut values);
         let values = Arc::new(values);
         let mut kept = lock();
         kept.truncate(MAX_KEPT - 1);
-        kept.push_front(((id, head), values.clone()));
+        kept.push_front(KeptHead {
+            of,
+            values: values.clone(),
+        });
         values
     }
 }

@@ -217,14 +217,17 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// What an attention of a batch attends to: its shape, queries and keys.
+/// Shape, queries, and keys and values as `Recorder` keeps them.
+type Attended<'a> = (attention::Shape, &'a [f32], [&'a [f32]; 2]);
+
+/// What an attention of a batch attends to.
 fn attends<'a>(
     kv: &KvLayout,
     queries: &'a BTreeMap<BufferId, Vec<f32>>,
     keys: &'a BTreeMap<usize, [Vec<f32>; 2]>,
     batch: &Batch<'_>,
     op: &Op,
-) -> Option<(attention::Shape, &'a [f32], [&'a [f32]; 2])> {
+) -> Option<Attended<'a>> {
     let Op::Attention {
         q,
         layer,
