@@ -311,6 +311,8 @@ fn op_name(op: &Op) -> &'static str {
         Op::ChooseExperts { .. } => "choose_experts",
         Op::ExpertWeights { .. } => "expert_weights",
         Op::ExpertMatMul { .. } => "expert_matmul",
+        Op::HeadMatMul { .. } => "head_matmul",
+        Op::WeighSlots { .. } => "weigh_slots",
         Op::WeightedSum { .. } => "weighted_sum",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",

@@ -75,7 +75,7 @@ impl Backend for ReferenceBackend {
     }
 }
 
-/// Keys and values of one layer, `[capacity, n_head_kv * head_dim]`, rounded to the cache's type.
+/// Keys and values of one layer, `[capacity, width]` each, rounded to the cache's type.
 struct LayerCache {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -96,10 +96,10 @@ pub(crate) struct ReferenceExecutor {
 impl ReferenceExecutor {
     pub(crate) fn new(weights: Weights, plan: Arc<Plan>, kv: &KvLayout) -> Self {
         let cache = |layer: usize| {
-            let n = kv.capacity * kv.layers[layer].width();
+            let layer = kv.layers[layer];
             LayerCache {
-                keys: vec![0.0; n],
-                values: vec![0.0; n],
+                keys: vec![0.0; kv.capacity * layer.key_width()],
+                values: vec![0.0; kv.capacity * layer.value_width()],
             }
         };
         ReferenceExecutor {
@@ -126,18 +126,18 @@ impl ReferenceExecutor {
 
     /// The cache rows of a batch: keys, then values.
     pub(crate) fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
-        let width = self.kv.layers[layer].width();
-        let rows = batch.position * width..(batch.position + batch.n_rows()) * width;
-        let cache = &self.caches[layer];
-        [&cache.keys[rows.clone()], &cache.values[rows]].concat()
+        let (cache, shape) = (&self.caches[layer], self.kv.layers[layer]);
+        let rows = |width: usize| batch.position * width..(batch.position + batch.n_rows()) * width;
+        let keys = &cache.keys[rows(shape.key_width())];
+        [keys, &cache.values[rows(shape.value_width())]].concat()
     }
 
     /// Replaces the cache rows from `position` on by `rows`, keys and then values.
     pub(crate) fn replace_cached(&mut self, layer: usize, position: usize, rows: &[f32]) {
-        let at = position * self.kv.layers[layer].width();
-        let (keys, values) = rows.split_at(rows.len() / 2);
-        self.caches[layer].keys[at..at + keys.len()].copy_from_slice(keys);
-        self.caches[layer].values[at..at + values.len()].copy_from_slice(values);
+        let (cache, shape) = (&mut self.caches[layer], self.kv.layers[layer]);
+        let (keys, values) = shape.split(rows);
+        cache.keys[position * shape.key_width()..][..keys.len()].copy_from_slice(keys);
+        cache.values[position * shape.value_width()..][..values.len()].copy_from_slice(values);
     }
 
     /// Takes over what a step of another device has written.
@@ -168,11 +168,12 @@ impl ReferenceExecutor {
     }
 
     fn store_kv(&mut self, k: BufferId, v: BufferId, layer: usize, batch: &Batch<'_>) {
-        let at = batch.position * self.kv.layers[layer].width();
-        let cache = &mut self.caches[layer];
+        let (cache, shape) = (&mut self.caches[layer], self.kv.layers[layer]);
         let ty: KvType = self.kv.ty;
-        kernels::store_kv::twin(ty, &self.buffers[k.0], &mut cache.keys[at..]);
-        kernels::store_kv::twin(ty, &self.buffers[v.0], &mut cache.values[at..]);
+        let keys = &mut cache.keys[batch.position * shape.key_width()..];
+        kernels::store_kv::twin(ty, &self.buffers[k.0], keys);
+        let values = &mut cache.values[batch.position * shape.value_width()..];
+        kernels::store_kv::twin(ty, &self.buffers[v.0], values);
     }
 
     fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
@@ -270,10 +271,34 @@ impl ReferenceExecutor {
                 let (src, chosen) = (buffer(src), buffer(chosen));
                 kernels::experts::matmul_twin(&row, matrix, src, chosen, bias.as_deref(), out);
             }
-            Op::WeightedSum { src, weights, dst } => {
-                let n_slots = self.plan.buffer(weights).width;
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                ..
+            } => {
+                let row = |index: usize, row: &mut [f32]| {
+                    self.weights.decode_rows(weight, index..index + 1, row);
+                };
+                let matrices = self.weights.get(weight);
+                let heads = kernels::head_matvec::Heads {
+                    n_head,
+                    src_dim: self.plan.buffer(src).width / n_head,
+                    n_out: matrices.n_rows / n_head,
+                    n_cols: matrices.n_cols,
+                };
+                kernels::head_matvec::twin(&row, &heads, buffer(src), out);
+            }
+            Op::WeighSlots { src, weights, dst } => {
                 let width = self.plan.buffer(dst).width;
-                kernels::experts::sum_twin(n_slots, width, buffer(src), buffer(weights), out);
+                kernels::experts::weigh_twin(width, buffer(src), buffer(weights), out);
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let width = self.plan.buffer(dst).width;
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let weights = weights.map_or(&ones[..], buffer);
+                kernels::experts::sum_twin(n_slots, width, buffer(src), weights, out);
             }
             Op::Rope {
                 src,
@@ -287,27 +312,10 @@ impl ReferenceExecutor {
             }
             Op::StoreKv { .. } => unreachable!("stores are handled by `store_kv`"),
             Op::Attention {
-                q,
-                layer,
-                n_head,
-                scale,
-                window,
-                soft_cap,
-                alibi,
-                sinks,
-                ..
+                q, layer, sinks, ..
             } => {
-                let shape = kernels::attention::Shape {
-                    n_head,
-                    n_head_kv: self.kv.layers[layer].n_head_kv,
-                    head_dim: self.kv.layers[layer].head_dim,
-                    position: batch.position,
-                    window,
-                    scale,
-                    soft_cap,
-                    alibi,
-                    has_sinks: sinks.is_some(),
-                };
+                let shape = kernels::attention::Shape::of(op, &self.kv, batch.position);
+                let Some(shape) = shape else { return };
                 let sinks = sinks.map(|sinks| self.weights.vector(sinks));
                 let sinks = sinks.as_deref();
                 let cache = &self.caches[layer];
@@ -394,7 +402,7 @@ impl Stepwise for ReferenceExecutor {
             let (values, width) = match (&step.op, step.op.dst()) {
                 (Op::StoreKv { layer, .. }, _) => {
                     stored = self.cached_rows(*layer, batch);
-                    (stored.as_slice(), self.kv.layers[*layer].width())
+                    (stored.as_slice(), self.kv.layers[*layer].key_width())
                 }
                 (_, Some(dst)) => (self.buffer(dst), plan.token_width(dst)),
                 (_, None) => continue,
@@ -414,10 +422,8 @@ impl Stepwise for ReferenceExecutor {
         Ok(())
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let mut rows = self.cached_rows(layer, batch);
-        rows.truncate(rows.len() / 2);
-        Ok(rows)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Ok(ReferenceExecutor::cached_rows(self, layer, batch))
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

@@ -28,11 +28,11 @@ pub(crate) trait Stepwise {
     /// Replaces the first rows of a buffer by `rows`, `[n_rows, width] f32`.
     fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()>;
 
-    /// The keys of a layer at the positions of `batch`, which ran before, as attention reads them:
-    /// `[n_rows, n_head_kv * head_dim]`.
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>>;
+    /// The keys of a layer at the positions of `batch`, which ran before, as attention reads them, and then the
+    /// values: `[n_rows, width]` each.
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>>;
 
-    /// Replaces the rows of a layer's cache from `position` on: keys `[n_rows, width] f32`, then values, which
+    /// Replaces the rows of a layer's cache from `position` on: keys `[n_rows, width] f32`, then values likewise, which
     /// the cache's type can hold.
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()>;
 }

@@ -199,8 +199,8 @@ impl Stepwise for Faulty {
         self.inner.set_buffer(id, rows)
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        self.inner.cached_keys(layer, batch)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Stepwise::cached_rows(&self.inner, layer, batch)
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

@@ -17,6 +17,7 @@ pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod head_matvec;
 pub(crate) mod layer_norm;
 pub(crate) mod logit_maxima;
 pub(crate) mod map;
@@ -33,6 +34,7 @@ pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod sentinel;
 pub(crate) mod store_kv;
+pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
 #[cfg(test)]
@@ -196,7 +198,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 27] = [
+pub(crate) const ALL: [&Kernel; 29] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -208,6 +210,7 @@ pub(crate) const ALL: [&Kernel; 27] = [
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &head_matvec::KERNEL,
     &layer_norm::KERNEL,
     &logit_maxima::KERNEL,
     &map::KERNEL,
@@ -223,6 +226,7 @@ pub(crate) const ALL: [&Kernel; 27] = [
     &select_outputs::KERNEL,
     &sentinel::KERNEL,
     &store_kv::KERNEL,
+    &weigh_slots::KERNEL,
     &weighted_sum::KERNEL,
 ];
 

@@ -25,6 +25,9 @@ pub(crate) struct AttentionParams {
     pub(crate) n_head: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
+    pub(crate) chunk: Option<usize>,
+    /// Elements of a value.
+    pub(crate) value_dim: usize,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) alibi: bool,
     pub(crate) sinks: Option<WeightId>,
@@ -209,15 +212,17 @@ impl<'a> PlanBuilder<'a> {
         q: BufferId,
         params: AttentionParams,
     ) -> BufferId {
-        let dst = self.like(name, q);
+        let dst = self.buffer(name, params.n_head * params.value_dim, Extent::Tokens);
         let AttentionParams {
             layer,
             n_head,
             scale,
             window,
+            chunk,
             soft_cap,
             alibi,
             sinks,
+            ..
         } = params;
         self.push(
             name,
@@ -227,6 +232,7 @@ impl<'a> PlanBuilder<'a> {
                 n_head,
                 scale,
                 window,
+                chunk,
                 soft_cap,
                 alibi,
                 sinks,
@@ -334,11 +340,41 @@ impl<'a> PlanBuilder<'a> {
         dst
     }
 
+    /// `src` is `n_head` heads.
+    pub(crate) fn head_matmul(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        weight: WeightId,
+        n_head: usize,
+    ) -> BufferId {
+        let (matrices, src_width) = (self.weights.get(weight), self.buffers[src.0].width);
+        let n_rest = src_width.saturating_sub(n_head * matrices.n_cols);
+        let dst = self.buffer(name, n_rest + matrices.n_rows, Extent::Tokens);
+        self.push(
+            name,
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                dst,
+            },
+        );
+        dst
+    }
+
+    pub(crate) fn weigh_slots(&mut self, name: &str, src: BufferId, weights: BufferId) -> BufferId {
+        let extent = Extent::Chosen(self.buffers[weights.0].width);
+        let dst = self.buffer(name, self.buffers[src.0].width, extent);
+        self.push(name, Op::WeighSlots { src, weights, dst });
+        dst
+    }
+
     pub(crate) fn weighted_sum(
         &mut self,
         name: &str,
         src: BufferId,
-        weights: BufferId,
+        weights: Option<BufferId>,
     ) -> BufferId {
         let dst = self.buffer(name, self.buffers[src.0].width, Extent::Tokens);
         self.push(name, Op::WeightedSum { src, weights, dst });

@@ -155,12 +155,37 @@ fn mismatch(
                 Extent::Tokens => None,
                 each => slots("inputs", each, width(chosen)),
             }),
-        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+        Op::HeadMatMul {
+            src,
+            weight,
+            n_head,
+            dst,
+        } => (n_head == 0)
+            .then(|| "has no heads".to_owned())
+            .or_else(|| unequal("partial head", width(src) % n_head, 0))
+            .or_else(|| unequal("partial matrix", weights.get(weight).n_rows % n_head, 0))
+            .or_else(|| {
+                let (src_dim, n_cols) = (width(src) / n_head, columns(weight));
+                (src_dim < n_cols).then(|| format!("columns {n_cols}, expected up to {src_dim}"))
+            })
+            .or_else(|| {
+                let rest = width(src) - n_head * columns(weight);
+                unequal("output", width(dst), rest + weights.get(weight).n_rows)
+            })
+            .or_else(|| of_tokens(src))
+            .or_else(|| of_tokens(dst)),
+        Op::WeighSlots { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| of_tokens(src))
             .or_else(|| of_tokens(weights))
+            .or_else(|| slots("results", extent(dst), width(weights))),
+        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| weights.and_then(of_tokens))
             .or_else(|| of_tokens(dst))
-            .or_else(|| match extent(src) {
-                Extent::Tokens => unequal("weights", width(weights), 1),
-                each => slots("terms", each, width(weights)),
+            .or_else(|| match (extent(src), weights) {
+                (Extent::Tokens, Some(weights)) => unequal("weights", width(weights), 1),
+                (each, Some(weights)) => slots("terms", each, width(weights)),
+                (Extent::Chosen(_), None) => None,
+                (Extent::Tokens | Extent::Outputs, None) => Some("adds up single terms".to_owned()),
             }),
         Op::Rope {
             src,
@@ -177,8 +202,8 @@ fn mismatch(
             }),
         Op::StoreKv { k, v, layer } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
-            Some(cache) => unequal("keys", width(k), cache.width())
-                .or_else(|| unequal("values", width(v), cache.width()))
+            Some(cache) => unequal("keys", width(k), cache.key_width())
+                .or_else(|| unequal("values", width(v), cache.value_width()))
                 .or_else(|| of_tokens(k))
                 .or_else(|| of_tokens(v)),
         },
@@ -186,14 +211,16 @@ fn mismatch(
             q,
             layer,
             n_head,
+            chunk,
             sinks,
             dst,
             ..
         } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
             Some(_) if !stored.contains(&layer) => Some("reads a cache before it is stored".into()),
-            Some(cache) => unequal("query", width(q), n_head * cache.head_dim)
-                .or_else(|| unequal("width", width(dst), width(q)))
+            Some(cache) => unequal("query", width(q), n_head * cache.query_dim())
+                .or_else(|| unequal("width", width(dst), n_head * cache.value_dim))
+                .or_else(|| (chunk == Some(0)).then(|| "has empty chunks".to_owned()))
                 .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0))
                 .or_else(|| sinks.and_then(|sinks| unequal("sinks", columns(sinks), n_head)))
                 .or_else(|| of_tokens(q))

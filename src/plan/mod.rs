@@ -7,6 +7,8 @@ mod builder;
 mod check;
 mod experts;
 #[cfg(test)]
+mod latent_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder, Router};
@@ -77,18 +79,21 @@ pub struct RopeTable {
     pub temperature: Option<QueryTemperature>,
 }
 
-/// A factor that grows with the position: `1 + scale * ln(1 + floor(position / tokens))`.
+/// A factor that grows with the position: `1 + scale * ln(1 + floor((position + offset) / tokens))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryTemperature {
     /// Of the logarithm.
     pub scale: f64,
     /// Positions that share a factor.
     pub tokens: usize,
+    /// Of the first position.
+    pub offset: usize,
 }
 
 impl QueryTemperature {
     fn factor(self, position: usize) -> f64 {
-        1.0 + self.scale * (1.0 + (position / self.tokens.max(1)) as f64).ln()
+        let steps = (position + self.offset) / self.tokens.max(1);
+        1.0 + self.scale * (1.0 + steps as f64).ln()
     }
 }
 
@@ -248,12 +253,33 @@ pub enum Op {
         /// `[n_rows, n_chosen, n_out]`.
         dst: BufferId,
     },
+    /// The product of each head with a matrix of its own: behind the elements of a head that no column meets come the
+    /// products of the others, `dst[row, h] = [src[row, h, n_cols..], weight[h] src[row, h, ..n_cols]]`.
+    HeadMatMul {
+        /// `[n_rows, n_head * src_dim]`.
+        src: BufferId,
+        /// `[n_head * n_out, n_cols]`.
+        weight: WeightId,
+        /// Heads.
+        n_head: usize,
+        /// `[n_rows, n_head * (src_dim - n_cols + n_out)]`.
+        dst: BufferId,
+    },
+    /// `dst[row, s] = weights[row, s] * src[row]`.
+    WeighSlots {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// `[n_rows, n_slots]`.
+        weights: BufferId,
+        /// `[n_rows, n_slots, width]`.
+        dst: BufferId,
+    },
     /// `dst[row] = sum_s weights[row, s] * src[row, s]`.
     WeightedSum {
         /// `[n_rows, n_slots, width]`.
         src: BufferId,
-        /// `[n_rows, n_slots]`.
-        weights: BufferId,
+        /// `[n_rows, n_slots]`; ones where there are none.
+        weights: Option<BufferId>,
         /// `[n_rows, width]`.
         dst: BufferId,
     },
@@ -272,7 +298,7 @@ pub enum Op {
     StoreKv {
         /// `[n_rows, n_head_kv * head_dim]`.
         k: BufferId,
-        /// `[n_rows, n_head_kv * head_dim]`.
+        /// `[n_rows, n_head_kv * value_dim]`.
         v: BufferId,
         /// The layer.
         layer: usize,
@@ -280,7 +306,7 @@ pub enum Op {
     /// Causal attention over a layer's cache: head `h` reads key-value head
     /// `h / (n_head / n_head_kv)` (grouped queries, arXiv:2305.13245).
     Attention {
-        /// `[n_rows, n_head * head_dim]`.
+        /// `[n_rows, n_head * query_dim]`: a head is as long as a key, the value included where it ends the key.
         q: BufferId,
         /// The layer whose cache is read.
         layer: usize,
@@ -290,13 +316,15 @@ pub enum Op {
         scale: f32,
         /// Key `j` is visible to query `i` where `0 <= i - j < window`.
         window: Option<usize>,
+        /// And where it is no earlier than the last multiple of this up to `i`.
+        chunk: Option<usize>,
         /// The cap on scaled dot products (arXiv:2408.00118, section 2).
         soft_cap: Option<f32>,
         /// Whether distance lowers scores, by a slope of each head (ALiBi, arXiv:2108.12409).
         alibi: bool,
         /// `[n_head]`: a score of each head that has a share of the softmax and no value (arXiv:2309.17453).
         sinks: Option<WeightId>,
-        /// `[n_rows, n_head * head_dim]`.
+        /// `[n_rows, n_head * value_dim]`.
         dst: BufferId,
     },
     /// `dst = activation(gate) * up` (arXiv:2002.05202).
@@ -348,6 +376,8 @@ impl Op {
             | Op::ChooseExperts { dst, .. }
             | Op::ExpertWeights { dst, .. }
             | Op::ExpertMatMul { dst, .. }
+            | Op::HeadMatMul { dst, .. }
+            | Op::WeighSlots { dst, .. }
             | Op::WeightedSum { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
@@ -367,6 +397,7 @@ impl Op {
             | Op::LayerNorm { src, .. }
             | Op::Map { src, .. }
             | Op::MatMul { src, .. }
+            | Op::HeadMatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
             Op::StoreKv { k, v, .. } => vec![k, v],
@@ -376,7 +407,8 @@ impl Op {
             Op::ChooseExperts { logits, .. } => vec![logits],
             Op::ExpertWeights { logits, chosen, .. } => vec![logits, chosen],
             Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
-            Op::WeightedSum { src, weights, .. } => vec![src, weights],
+            Op::WeighSlots { src, weights, .. } => vec![src, weights],
+            Op::WeightedSum { src, weights, .. } => [src].into_iter().chain(weights).collect(),
         }
     }
 }

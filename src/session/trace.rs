@@ -46,7 +46,7 @@ impl Session {
         let result = self.replace_tail(position, tokens, |session| {
             let executor = session.executor.as_ref();
             recorder.start(&session.tokens, |layer, batch| {
-                executor.cached_keys(layer, batch)
+                executor.cached_rows(layer, batch)
             })?;
             while session.n_cached < session.tokens.len() {
                 let is_last = session.n_cached + max_rows >= session.tokens.len();

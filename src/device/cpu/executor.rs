@@ -3,7 +3,7 @@
 use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
-use super::{elementwise, experts, matmul};
+use super::{elementwise, experts, heads, matmul};
 use crate::device::memory::{Charge, Purpose};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
@@ -73,11 +73,14 @@ impl CpuExecutor {
 
     fn step(&mut self, op: &Op, batch: &Batch<'_>) {
         if let Op::StoreKv { k, v, layer } = *op {
-            let at = batch.position * self.caches[layer].shape.width();
-            let n = self.buffer(k, batch).len();
-            let cache = &mut self.caches[layer];
-            cache.keys.store(at, &self.buffers[k.0][..n]);
-            cache.values.store(at, &self.buffers[v.0][..n]);
+            let n = batch.n_rows();
+            let (cache, position) = (&mut self.caches[layer], batch.position);
+            let [key_width, value_width] = [cache.shape.key_width(), cache.shape.value_width()];
+            let (k, v) = (&self.buffers[k.0], &self.buffers[v.0]);
+            cache.keys.store(position * key_width, &k[..n * key_width]);
+            cache
+                .values
+                .store(position * value_width, &v[..n * value_width]);
         }
         let Some(dst) = op.dst() else { return };
         let n_rows = self.plan.rows_of(dst, batch);
@@ -181,11 +184,22 @@ impl CpuExecutor {
                 };
                 matrices.multiply(simd, buffer(src), buffer(chosen), out);
             }
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                ..
+            } => heads::multiply_heads(simd, weights, weight, n_head, buffer(src), out, width),
+            Op::WeighSlots {
+                src, weights: by, ..
+            } => kernels::experts::weigh_twin(width, buffer(src), buffer(by), out),
             Op::WeightedSum {
                 src, weights: by, ..
             } => {
-                let n_slots = self.plan.buffer(by).width;
-                experts::weighted_sum(n_slots, width, buffer(src), buffer(by), out);
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let by = by.map_or(&ones[..], buffer);
+                experts::weighted_sum(n_slots, width, buffer(src), by, out);
             }
             Op::Rope {
                 src,
@@ -205,6 +219,7 @@ impl CpuExecutor {
                 n_head,
                 scale,
                 window,
+                chunk,
                 soft_cap,
                 alibi,
                 sinks,
@@ -214,6 +229,7 @@ impl CpuExecutor {
                     n_head,
                     scale,
                     window,
+                    chunk,
                     soft_cap,
                     alibi,
                     sinks: sinks.map(|sinks| weights.vector(sinks)),
@@ -247,7 +263,7 @@ impl CpuExecutor {
         let (values, width) = match (&step.op, step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 stored = self.cached_rows(*layer, batch);
-                (stored.as_slice(), self.caches[*layer].shape.width())
+                (stored.as_slice(), self.caches[*layer].shape.key_width())
             }
             (_, Some(dst)) => (self.buffer(dst, batch), self.plan.token_width(dst)),
             (_, None) => return Ok(()),
@@ -263,10 +279,10 @@ impl CpuExecutor {
     /// The cache rows of a batch: keys, then values.
     fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
         let cache = &self.caches[layer];
-        let width = cache.shape.width();
-        let cells = batch.position * width..(batch.position + batch.n_rows()) * width;
-        let mut rows = cache.keys.values(cells.clone());
-        rows.extend(cache.values.values(cells));
+        let cells =
+            |width: usize| batch.position * width..(batch.position + batch.n_rows()) * width;
+        let mut rows = cache.keys.values(cells(cache.shape.key_width()));
+        rows.extend(cache.values.values(cells(cache.shape.value_width())));
         rows
     }
 }
@@ -335,18 +351,16 @@ impl Stepwise for CpuExecutor {
         Ok(())
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let mut rows = self.cached_rows(layer, batch);
-        rows.truncate(rows.len() / 2);
-        Ok(rows)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Ok(CpuExecutor::cached_rows(self, layer, batch))
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
         let cache = &mut self.caches[layer];
-        let at = position * cache.shape.width();
-        let (keys, values) = rows.split_at(rows.len() / 2);
-        cache.keys.store(at, keys);
-        cache.values.store(at, values);
+        let shape = cache.shape;
+        let (keys, values) = shape.split(rows);
+        cache.keys.store(position * shape.key_width(), keys);
+        cache.values.store(position * shape.value_width(), values);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod cache;
 mod elementwise;
 mod executor;
 mod experts;
+mod heads;
 mod matmul;
 mod simd;
 #[cfg(test)]

@@ -299,10 +299,8 @@ impl GpuExecutor {
     fn written(&self, index: usize, step: &Step, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
         match (&step.op, step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
-                let [keys, values] = &self.buffers.caches[*layer];
-                let mut rows = self.cached_rows(*layer, keys, batch)?;
-                rows.extend(self.cached_rows(*layer, values, batch)?);
-                Ok((rows, self.kv.layers[*layer].width()))
+                let rows = self.keys_and_values(*layer, batch)?;
+                Ok((rows, self.kv.layers[*layer].key_width()))
             }
             (_, Some(dst)) => {
                 let own = self.lowered.own.get(&index);
@@ -333,13 +331,21 @@ impl GpuExecutor {
         Ok((values.collect(), self.plan.token_width(id)))
     }
 
-    fn cached_rows(
+    /// The cache rows of a batch: keys, then values.
+    fn keys_and_values(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let ([keys, values], shape) = (&self.buffers.caches[layer], self.kv.layers[layer]);
+        let mut rows = self.rows_of_cache(shape.key_width(), keys, batch)?;
+        rows.extend(self.rows_of_cache(shape.value_width(), values, batch)?);
+        Ok(rows)
+    }
+
+    fn rows_of_cache(
         &self,
-        layer: usize,
+        width: usize,
         cache: &wgpu::Buffer,
         batch: &Batch<'_>,
     ) -> Result<Vec<f32>> {
-        let row_bytes = (self.kv.layers[layer].width() * self.kv.ty.bytes()) as u64;
+        let row_bytes = (width * self.kv.ty.bytes()) as u64;
         let offset = batch.position as u64 * row_bytes;
         let bytes = batch.n_rows() as u64 * row_bytes;
         let bytes = self.shared.context.read_buffer(cache, offset, bytes)?;

@@ -153,7 +153,7 @@ impl Tampering {
     pub(crate) fn poisoned_cache(layer: usize) -> Tampering {
         Tampering::batch(move |executor, batch| {
             if batch.n_rows() == 1 && batch.position > 0 {
-                let row = executor.kv.layers[layer].width() * executor.kv.ty.bytes();
+                let row = executor.kv.layers[layer].key_width() * executor.kv.ty.bytes();
                 let keys = &executor.buffers.caches[layer][0];
                 executor
                     .shared

@@ -36,6 +36,8 @@ enum Damage {
     Windowed(Tampering),
     /// To what runs on the GPU, of a model with experts.
     Experts(Tampering),
+    /// To what runs on the GPU, of a model with latent attention.
+    Latent(Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -88,6 +90,11 @@ impl Damage {
             }
             Damage::Experts(tampering) => {
                 let gguf = Gguf::open(shared("arch/gpt-oss.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::Latent(tampering) => {
+                let gguf = Gguf::open(shared("arch/deepseek2-v3.gguf")?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
             }

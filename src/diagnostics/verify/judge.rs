@@ -4,6 +4,8 @@ use super::compare::{compare, tolerance};
 use super::divergence::{Divergence, Finding, Phase};
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Observation, Rounding};
+use crate::kernels::attention::Shape;
+use crate::kernels::attention_coop;
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
 use crate::plan::{Batch, Extent, Op, Plan};
@@ -92,13 +94,19 @@ impl Judge {
         if !seen.values.is_empty() && is_zero(seen.values) && !may_be_zero {
             return Some(self.divergence(seen.index, batch, phase, (0, 0), Finding::AllZero));
         }
-        let outcome = compare(
-            seen.values,
-            &expected,
-            seen.width.max(1),
-            self.tolerance(op, batch),
-        );
+        let width = match op {
+            // Its keys and its values may differ in width.
+            Op::StoreKv { .. } => 1,
+            _ => seen.width.max(1),
+        };
+        let outcome = compare(seen.values, &expected, width, self.tolerance(op, batch));
         if let Some((row, column, finding)) = outcome.wrong {
+            let (row, column) = match *op {
+                Op::StoreKv { layer, .. } => {
+                    self.verified.kv.layers[layer].place(row, batch.n_rows())
+                }
+                _ => (row, column),
+            };
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
         }
         self.agreed.add(seen, phase, outcome.share);
@@ -117,12 +125,11 @@ impl Judge {
             Op::MatMul { weight, dst, .. } => {
                 rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
             }
-            Op::Attention {
-                soft_cap: None,
-                alibi: false,
-                sinks: None,
-                ..
-            } => rounding.is_f16_attention(batch.n_rows()),
+            Op::Attention { .. } => {
+                let shape = Shape::of(op, &self.verified.kv, batch.position);
+                let fits = shape.is_some_and(|shape| attention_coop::fits(&shape));
+                fits && rounding.is_f16_attention(batch.n_rows())
+            }
             _ => false,
         };
         tolerance(op, is_f16)

@@ -174,7 +174,20 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             plan.buffer(chosen).width,
             bias.is_some()
         ),
-        Op::WeightedSum { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::HeadMatMul {
+            src,
+            weight,
+            n_head,
+            ..
+        } => {
+            let width = plan.buffer(src).width;
+            format!("{} {n_head} {width}", of_weight(weight))
+        }
+        Op::WeighSlots { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::WeightedSum { src, weights, .. } => {
+            let n_slots = plan.buffer(src).extent.n_slots();
+            format!("{n_slots} {}", weights.is_some())
+        }
         Op::Rope {
             table, head_dim, ..
         } => format!("{} {head_dim}", table.0),
@@ -184,12 +197,13 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             n_head,
             scale,
             window,
+            chunk,
             soft_cap,
             alibi,
             sinks,
             ..
         } => format!(
-            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi} {}",
+            "{:?} {n_head} {scale} {window:?} {chunk:?} {soft_cap:?} {alibi} {}",
             kv.layers[layer],
             sinks.is_some()
         ),
@@ -333,13 +347,21 @@ impl Prober<'_> {
         input: Input,
     ) -> Result<()> {
         let kv = &self.verified.kv;
-        let n = (batch.position + batch.n_rows()) * kv.layers[layer].width();
+        let (n_rows, shape) = (batch.position + batch.n_rows(), kv.layers[layer]);
         let of_keys = match input {
             Input::Huge => Input::Random,
             input => input,
         };
-        let mut rows = values(&mut self.random, of_keys, n);
-        rows.extend(values(&mut self.random, input, n));
+        let of_values = match shape.values_end_keys {
+            true => of_keys,
+            false => input,
+        };
+        let mut rows = values(&mut self.random, of_keys, n_rows * shape.key_width());
+        rows.extend(values(
+            &mut self.random,
+            of_values,
+            n_rows * shape.value_width(),
+        ));
         if input == Input::Tiny {
             // GPUs may take 16-bit floats below 2^-14 as zero.
             let normal = |value: f32| value.signum() * (1e-3 + value.abs());

@@ -6,6 +6,7 @@ mod attention_few;
 mod elementwise;
 mod experts;
 mod few_rows;
+mod heads;
 mod layer_norm;
 mod map;
 mod matrix;
@@ -20,7 +21,7 @@ use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
-use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, row_stride};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, head_matvec, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -92,10 +93,11 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     }
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
-        // Kernels with a residual, and those of experts, have none of what a norm needs.
-        let sources = match kernel.uses.output || kernel.name == expert_matvec::KERNEL.name {
-            true => vec![Src::Int8],
-            false => vec![Src::Int8, Src::Norm],
+        // Kernels with a residual, and those of experts, have none of what a norm needs; that of heads takes floats.
+        let sources = match kernel.name {
+            name if name == head_matvec::KERNEL.name => Vec::new(),
+            name if kernel.uses.output || name == expert_matvec::KERNEL.name => vec![Src::Int8],
+            _ => vec![Src::Int8, Src::Norm],
         };
         let of = |&v: &Variant| {
             sources

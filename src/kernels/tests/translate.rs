@@ -5,9 +5,9 @@ use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
     attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
-    gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
-    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
-    weighted_sum,
+    gated_activation, head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec,
+    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
+    store_kv, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -43,7 +43,10 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             soft_cap,
-            of_heads
+            of_heads,
+            value_dim,
+            dst_stride,
+            chunk
         }),
         "attention_few" | "attention_merge" => members!(attention_few::Params {
             n_head,
@@ -86,6 +89,12 @@ fn params_members(kernel: &Kernel) -> Members {
             is_normalised,
             scale,
             least_sum
+        }),
+        "weigh_slots" => members!(weigh_slots::Params {
+            width,
+            stride,
+            n_slots,
+            weights_stride
         }),
         "weighted_sum" => members!(weighted_sum::Params {
             width,
@@ -147,6 +156,17 @@ fn params_members(kernel: &Kernel) -> Members {
             extent,
             has_bias,
             has_residual
+        }),
+        "head_matvec" => members!(head_matvec::Params {
+            matrix,
+            src_stride,
+            row_quads,
+            dst_stride,
+            n_pairs,
+            n_head,
+            src_dim,
+            n_out,
+            n_rest
         }),
         "matvec" => members!(matvec::Params {
             matrix,
@@ -220,11 +240,7 @@ fn params_members(kernel: &Kernel) -> Members {
             stride,
             padding
         }),
-        "store_kv" => members!(store_kv::Params {
-            width,
-            stride,
-            padding
-        }),
+        "store_kv" => members!(store_kv::Params { widths, strides }),
         name => panic!("the members of the parameters of `{name}` are not listed here"),
     }
 }

@@ -1,11 +1,11 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
+    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
     LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
     RopeLayers, SharedExpert, SoftCap, Windows,
 };
-use crate::plan::{Activation, Gating, RopePairing};
+use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
 /// src/models/llama.cpp
 const LLAMA: Architecture = Architecture {
@@ -18,6 +18,8 @@ const LLAMA: Architecture = Architecture {
     local_rope: LocalRope::Same,
     states_yarn_ramp: false,
     has_query_temperature: false,
+    attention: Attention::Heads,
+    has_prediction_layers: false,
     activation: Activation::Silu,
     feed_forward: FeedForward::Gated,
     experts: None,
@@ -43,6 +45,7 @@ const EXPERTS: Experts = Experts {
     gating: Gating::Softmax,
     is_stated: false,
     has_dense_layers: false,
+    weighs_inputs: false,
     normalised: true,
     choice_bias: Presence::Absent,
     bias: Presence::Absent,
@@ -93,6 +96,36 @@ const BIASED: Architecture = Architecture {
 pub(super) const TABLE: &[Architecture] = &[
     Architecture {
         experts: Some(EXPERTS),
+        ..LLAMA
+    },
+    // src/models/llama4.cpp; Maverick has 128 experts.
+    Architecture {
+        name: "llama4",
+        models: "Llama 4 Scout and Maverick (text)",
+        rope_layers: RopeLayers::AllButEachWarmed(
+            4,
+            QueryTemperature {
+                scale: 0.1,
+                tokens: 8192,
+                offset: 1,
+            },
+        ),
+        windows: Windows::Chunks {
+            period: 4,
+            tokens: 8192,
+        },
+        qk_norm: QkNorm::TurnedWithoutWeight {
+            unless_experts: 128,
+        },
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            has_dense_layers: true,
+            weighs_inputs: true,
+            normalised: false,
+            shared: SharedExpert::AsExpert,
+            ..EXPERTS
+        }),
         ..LLAMA
     },
     // src/models/qwen2.cpp
@@ -168,6 +201,7 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "GLM-4.5",
         norms: Norms::BeforeByAnotherName,
         qk_norm: QkNorm::OptionalHeads,
+        has_prediction_layers: true,
         experts: Some(Experts {
             gating: Gating::Sigmoid,
             is_stated: true,
@@ -177,6 +211,23 @@ pub(super) const TABLE: &[Architecture] = &[
             ..EXPERTS
         }),
         ..HALVES
+    },
+    // src/models/deepseek2.cpp
+    Architecture {
+        name: "deepseek2",
+        models: "DeepSeek V2, V2-Lite, V3 and R1",
+        attention: Attention::Latent,
+        has_prediction_layers: true,
+        rope_divisors: RopeDivisors::None,
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
+            is_stated: true,
+            has_dense_layers: true,
+            choice_bias: Presence::Optional,
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        ..LLAMA
     },
     // src/models/ernie4-5-moe.cpp
     Architecture {

@@ -92,18 +92,18 @@ impl Stepwise for GpuExecutor {
         })
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let [keys, _] = &self.buffers.caches[layer];
-        self.cached_rows(layer, keys, batch)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        self.keys_and_values(layer, batch)
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
-        let row_bytes = self.kv.layers[layer].width() * self.kv.ty.bytes();
-        let offset = (position * row_bytes) as u64;
-        let (keys, values) = rows.split_at(rows.len() / 2);
+        let shape = self.kv.layers[layer];
+        let (keys, values) = shape.split(rows);
+        let parts = [(keys, shape.key_width()), (values, shape.value_width())];
         let context = &self.shared.context;
         context.scoped("upload to the cache", || {
-            for (cache, rows) in self.buffers.caches[layer].iter().zip([keys, values]) {
+            for (cache, (rows, width)) in self.buffers.caches[layer].iter().zip(parts) {
+                let offset = (position * width * self.kv.ty.bytes()) as u64;
                 let bytes = match self.kv.ty {
                     KvType::F32 => bytemuck::cast_slice(rows).to_vec(),
                     KvType::F16 => {

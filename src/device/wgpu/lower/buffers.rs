@@ -63,16 +63,12 @@ impl SessionBuffers {
             )
         };
         let cache = |layer: usize| -> Result<[Buffer; 2]> {
-            let bytes = kv.layer_bytes(layer);
-            Ok([
-                create_for(Purpose::Cache, &format!("blk.{layer}.keys"), bytes, storage)?,
-                create_for(
-                    Purpose::Cache,
-                    &format!("blk.{layer}.values"),
-                    bytes,
-                    storage,
-                )?,
-            ])
+            let [keys, values] = kv.layer_bytes(layer);
+            let create = |name: &str, bytes| {
+                let label = format!("blk.{layer}.{name}");
+                create_for(Purpose::Cache, &label, bytes, storage)
+            };
+            Ok([create("keys", keys)?, create("values", values)?])
         };
         let int8 = |index: usize| -> Result<Option<Buffer>> {
             let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
@@ -151,30 +147,5 @@ impl SessionBuffers {
 
 /// What attends to what in a step of attention.
 pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
-    let Op::Attention {
-        layer,
-        n_head,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        sinks,
-        ..
-    } = *op
-    else {
-        return None;
-    };
-    let cache = kv.layers[layer];
-    let shape = Shape {
-        n_head,
-        n_head_kv: cache.n_head_kv,
-        head_dim: cache.head_dim,
-        position: 0,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        has_sinks: sinks.is_some(),
-    };
-    Some(shape)
+    Shape::of(op, kv, 0)
 }

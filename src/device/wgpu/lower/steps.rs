@@ -68,10 +68,22 @@ impl<'a> Lowering<'a> {
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
-            Op::WeightedSum { src, weights, dst } => {
-                use kernels::weighted_sum::{KERNEL, Params, grid};
+            Op::HeadMatMul { .. } => self.head_matmul(index, op),
+            Op::WeighSlots { src, weights, dst } => {
+                use kernels::weigh_slots::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst), self.width(weights));
                 let storage = vec![of(src), of(weights), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                use kernels::weighted_sum::{KERNEL, Params, grid};
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let params = Params::new(self.width(dst), n_slots);
+                let params = match weights {
+                    Some(_) => params,
+                    None => params.unweighted(),
+                };
+                let storage = vec![of(src), of(weights.unwrap_or(src)), of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::RmsNorm {
@@ -135,7 +147,7 @@ impl<'a> Lowering<'a> {
             Op::StoreKv { k, v, layer } => {
                 use kernels::store_kv::{KERNEL, Params, grid};
                 let [keys, values] = self.buffers.caches[layer].each_ref().map(whole);
-                let params = Params::new(self.width(k));
+                let params = Params::new([k, v].map(|id| self.width(id)));
                 vec![self.plain(
                     index,
                     k,
