@@ -317,6 +317,7 @@ fn op_name(op: &Op) -> &'static str {
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
         Op::Map { .. } => "map",
+        Op::CausalConv { .. } => "causal_conv",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }
@@ -338,6 +339,11 @@ fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
         mib(kv.total_bytes()),
         kv.capacity,
         kv.bytes_per_position(),
+    )?;
+    writeln!(
+        out,
+        "  states: {:.1} MiB a session",
+        mib(plan.state_bytes()),
     )?;
     writeln!(
         out,

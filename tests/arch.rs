@@ -86,6 +86,8 @@ const FILES: &[&str] = &[
     "glm4moe",
     "gpt-oss",
     "gpt-oss-mxfp4",
+    "lfm2",
+    "lfm2moe",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -213,6 +215,7 @@ const FAMILIES: &[&str] = &[
     "qwen2moe", // experts by softmax, and a gated one that all tokens have
     "gpt-oss", // sinks, experts with biases
     "glm4moe", // experts by sigmoid and bias, behind dense layers
+    "lfm2",    // convolutions with a state
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{WeightId, Weights};
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use std::borrow::Cow;
 use std::mem;
 use std::ops::Range;
@@ -67,9 +67,10 @@ impl Backend for ReferenceBackend {
         let n_cached: usize = caches
             .map(|cache| cache.keys.len() + cache.values.len())
             .sum();
+        let cache_bytes = n_cached as u64 * 4 + plan.state_bytes();
         executor.charges = Some([
             self.ledger.charge(Purpose::Scratch, 0),
-            self.ledger.charge(Purpose::Cache, n_cached as u64 * 4),
+            self.ledger.charge(Purpose::Cache, cache_bytes),
         ]);
         Ok(Box::new(executor))
     }
@@ -87,6 +88,7 @@ pub(crate) struct ReferenceExecutor {
     plan: Arc<Plan>,
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    states: Vec<Vec<f32>>,
     kv: KvLayout,
     watch: Watch,
     /// Of the buffers, which grow as they are needed, and of the caches.
@@ -105,6 +107,7 @@ impl ReferenceExecutor {
         ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
+            states: plan.states.iter().map(|s| vec![0.0; s.len]).collect(),
             kv: kv.clone(),
             watch: Watch::new(Sentinels::Off),
             charges: None,
@@ -122,6 +125,16 @@ impl ReferenceExecutor {
     pub(crate) fn replace(&mut self, id: BufferId, values: &[f32]) {
         self.buffers[id.0].clear();
         self.buffers[id.0].extend_from_slice(values);
+    }
+
+    /// The state that a step keeps, where it keeps one.
+    pub(crate) fn state(&self, op: &Op) -> Option<&[f32]> {
+        op.state().map(|id| self.states[id.0].as_slice())
+    }
+
+    /// Replaces a state.
+    pub(crate) fn replace_state(&mut self, id: StateId, values: &[f32]) {
+        self.states[id.0].copy_from_slice(values);
     }
 
     /// The cache rows of a batch: keys, then values.
@@ -142,6 +155,9 @@ impl ReferenceExecutor {
 
     /// Takes over what a step of another device has written.
     pub(crate) fn follow(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) {
+        if let (Some(id), Some(state)) = (seen.step.op.state(), seen.state) {
+            self.replace_state(id, state);
+        }
         match (&seen.step.op, seen.step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 self.replace_cached(*layer, batch.position, seen.values);
@@ -163,7 +179,15 @@ impl ReferenceExecutor {
         let mut out = mem::take(&mut self.buffers[dst.0]);
         out.clear();
         out.resize(plan.rows_of(dst, batch) * plan.buffer(dst).width, 0.0);
-        self.compute(op, batch, &mut out);
+        let taken = op.state().map(|id| mem::take(&mut self.states[id.0]));
+        let mut state = taken.unwrap_or_default();
+        if batch.position == 0 {
+            state.fill(0.0);
+        }
+        self.compute(op, batch, &mut state, &mut out);
+        if let Some(id) = op.state() {
+            self.states[id.0] = state;
+        }
         self.buffers[dst.0] = out;
     }
 
@@ -175,7 +199,7 @@ impl ReferenceExecutor {
         kernels::store_kv::twin(ty, &self.buffers[v.0], &mut cache.values[at..]);
     }
 
-    fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
+    fn compute(&self, op: &Op, batch: &Batch<'_>, state: &mut [f32], out: &mut [f32]) {
         let buffer = |id: BufferId| self.buffers[id.0].as_slice();
         match *op {
             Op::Embed {
@@ -322,6 +346,17 @@ impl ReferenceExecutor {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
             Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
+            Op::CausalConv {
+                src,
+                weight,
+                bias,
+                activation,
+                ..
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let (weight, bias) = (self.weights.vector(weight), bias.as_deref());
+                kernels::causal_conv::twin(&weight, bias, activation, buffer(src), state, out);
+            }
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
@@ -404,6 +439,7 @@ impl Stepwise for ReferenceExecutor {
                 step,
                 values,
                 width,
+                state: self.state(&step.op),
             })?;
         }
         Ok(())
@@ -418,6 +454,11 @@ impl Stepwise for ReferenceExecutor {
         let mut rows = self.cached_rows(layer, batch);
         rows.truncate(rows.len() / 2);
         Ok(rows)
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.replace_state(id, values);
+        Ok(())
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

@@ -9,6 +9,7 @@ pub(crate) mod attention;
 pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
+pub(crate) mod causal_conv;
 pub(crate) mod choose_experts;
 mod constants;
 pub(crate) mod embed;
@@ -196,12 +197,13 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 27] = [
+pub(crate) const ALL: [&Kernel; 28] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
+    &causal_conv::KERNEL,
     &choose_experts::KERNEL,
     &embed::KERNEL,
     &expert_matvec::KERNEL,

@@ -1,7 +1,8 @@
 //! The forward pass of the decoder family, once.
 
-use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
+use super::architectures::{self, Positions, Presence, QkNorm, Recurrence, RopeDivisors};
 use super::expert_spec::ExpertSpec;
+use super::hybrid::{HybridWeights, hybrid_plan, hybrid_weights};
 use super::layers::{
     DenseWeights, ExpertWeights, FeedForwardWeights, LayerWeights, Linear, Norm, NormForm,
     layer_weights, linear, row_norm,
@@ -25,12 +26,14 @@ pub(crate) struct DecoderModel {
     /// Tokens of a session's context, by which rope may differ.
     pub(crate) context_length: usize,
     norms_after_rope: bool,
-    token_embd: WeightId,
+    pub(super) token_embd: WeightId,
     position_embd: Option<WeightId>,
     embedding_norm: Option<Norm>,
     layers: Vec<LayerWeights>,
-    output_norm: Norm,
-    output: Linear,
+    /// In place of `layers`.
+    hybrid: Option<HybridWeights>,
+    pub(super) output_norm: Norm,
+    pub(super) output: Linear,
 }
 
 impl DecoderModel {
@@ -82,13 +85,21 @@ impl DecoderModel {
             )?),
             false => None,
         };
-        let layers = spec
-            .layers
+        let hybrid = hybrid_weights(&mut find, architecture, &spec)?;
+        let n_layer = match hybrid {
+            Some(_) => 0,
+            None => spec.layers.len(),
+        };
+        let layers = spec.layers[..n_layer]
             .iter()
             .enumerate()
             .map(|(index, layer)| layer_weights(&mut find, architecture, &spec, index, layer))
             .collect::<Result<Vec<_>>>()?;
-        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
+        let output_norm = match architecture.recurrence {
+            Recurrence::ShortConv => "token_embd_norm",
+            _ => "output_norm",
+        };
+        let output_norm = row_norm(&mut find, architecture, output_norm, hidden)?;
         let output = if find.has("output.weight") {
             linear(
                 &mut find,
@@ -120,6 +131,7 @@ impl DecoderModel {
             position_embd,
             embedding_norm,
             layers,
+            hybrid,
             output_norm,
             output,
         })
@@ -141,13 +153,16 @@ impl DecoderModel {
     /// # Errors
     /// `InvalidArgument` for more layers than there are, or none.
     pub(crate) fn keep_layers(&mut self, n_layer: usize) -> Result<()> {
-        if !(1..=self.layers.len()).contains(&n_layer) {
+        if !(1..=self.spec.layers.len()).contains(&n_layer) {
             return Err(Error::InvalidArgument {
                 name: "layers",
-                message: format!("{n_layer}, expected 1 to {}", self.layers.len()),
+                message: format!("{n_layer}, expected 1 to {}", self.spec.layers.len()),
             });
         }
         self.layers.truncate(n_layer);
+        if let Some(hybrid) = &mut self.hybrid {
+            hybrid.layers.truncate(n_layer);
+        }
         self.spec.layers.truncate(n_layer);
         Ok(())
     }
@@ -162,6 +177,9 @@ pub(crate) fn decoder_plan(
     max_rows: usize,
     max_outputs: usize,
 ) -> Result<Plan> {
+    if let Some(hybrid) = &model.hybrid {
+        return hybrid_plan(model, hybrid, max_rows, max_outputs);
+    }
     let DecoderModel { spec, weights, .. } = model;
     let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
@@ -195,19 +213,9 @@ pub(crate) fn decoder_plan(
             (true, own) => norm(&mut b, "ffn_norm", x, own, eps),
             (false, own) => norm(&mut b, "ffn_norm", residual, own, eps),
         };
-        let down = match (&w.feed_forward, &spec.layers[index].experts) {
-            (FeedForwardWeights::Experts(w), Some(experts)) => {
-                mixture(&mut b, w, experts, input, spec.activation)
-            }
-            (FeedForwardWeights::Experts(ExpertWeights { .. }), None) => {
-                let message = format!("layer {index}: experts without a router");
-                return Err(Error::InvalidModel { message });
-            }
-            (FeedForwardWeights::Dense(w), _) => {
-                let names = ["ffn_gate", "ffn_up", "ffn_act", "ffn_gated", "ffn_out"];
-                feed_forward(&mut b, w, names, input, spec.activation)
-            }
-        };
+        let experts = spec.layers[index].experts.as_ref();
+        let block = &w.feed_forward;
+        let down = feed_forward_block(&mut b, block, experts, input, spec.activation, index)?;
         let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
         let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
@@ -221,6 +229,30 @@ pub(crate) fn decoder_plan(
         logits = b.map("result_capped", logits, Function::SoftCap(cap));
     }
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
+}
+
+/// What the feed-forward block of a layer makes of `x`.
+pub(super) fn feed_forward_block(
+    b: &mut PlanBuilder<'_>,
+    w: &FeedForwardWeights,
+    experts: Option<&ExpertSpec>,
+    x: BufferId,
+    activation: Activation,
+    layer: usize,
+) -> Result<BufferId> {
+    match (w, experts) {
+        (FeedForwardWeights::Experts(w), Some(experts)) => {
+            Ok(mixture(b, w, experts, x, activation))
+        }
+        (FeedForwardWeights::Experts(ExpertWeights { .. }), None) => {
+            let message = format!("layer {layer}: experts without a router");
+            Err(Error::InvalidModel { message })
+        }
+        (FeedForwardWeights::Dense(w), _) => {
+            let names = ["ffn_gate", "ffn_up", "ffn_act", "ffn_gated", "ffn_out"];
+            Ok(feed_forward(b, w, names, x, activation))
+        }
+    }
 }
 
 /// A feed-forward block; `names` are those of the gate, the other inner projection, what an ungated and what a
@@ -281,7 +313,7 @@ fn mixture(
     b.add("ffn_out", sum, all)
 }
 
-fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
+pub(super) fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
     match factor {
         1.0 => x,
         _ => b.map(name, x, Function::Scale(factor)),
@@ -320,7 +352,7 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
 }
 
 /// The norm of `x`; `x` itself where there is none.
-fn norm(
+pub(super) fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,

@@ -213,20 +213,71 @@ pub(super) fn layer_weights(
             ffn_norm.is_some(),
             hidden,
         )?,
-        feed_forward: match (&layer.experts, architecture.experts) {
-            (Some(spec), Some(experts)) => {
-                let found = expert_weights(find, architecture, &experts, &prefix, spec, hidden)?;
-                FeedForwardWeights::Experts(found)
-            }
-            _ => {
-                let n_ffn = layer.intermediate_size;
-                let (gate, up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
-                let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
-                FeedForwardWeights::Dense(DenseWeights { gate, up, down })
-            }
-        },
+        feed_forward: feed_forward_weights(find, architecture, &prefix, layer, hidden)?,
         ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
     })
+}
+
+/// The weights of attention alone.
+pub(super) struct AttentionWeights {
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) q_norm: Option<Norm>,
+    pub(super) k_norm: Option<Norm>,
+    pub(super) output: Linear,
+}
+
+/// The attention of a layer with its norms of heads.
+pub(super) fn attention_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    layer: &LayerSpec,
+    hidden: usize,
+) -> Result<AttentionWeights> {
+    let n_q = layer.n_head * layer.head_dim;
+    let [q, k, v] = attention_inputs(find, architecture, prefix, layer, hidden)?;
+    let mut norm = |name: &str, n_head: usize| {
+        let name = format!("{prefix}{name}");
+        qk_norm(find, architecture, &name, n_head, layer.head_dim)
+    };
+    let [q_norm, k_norm] = [
+        norm("attn_q_norm", layer.n_head)?,
+        norm("attn_k_norm", layer.n_head_kv)?,
+    ];
+    let bias = architecture.other_bias;
+    Ok(AttentionWeights {
+        q,
+        k,
+        v,
+        q_norm,
+        k_norm,
+        output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
+    })
+}
+
+/// The feed-forward block of a layer, or its experts.
+pub(super) fn feed_forward_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    layer: &LayerSpec,
+    hidden: usize,
+) -> Result<FeedForwardWeights> {
+    match (&layer.experts, architecture.experts) {
+        (Some(spec), Some(experts)) => {
+            let found = expert_weights(find, architecture, &experts, prefix, spec, hidden)?;
+            Ok(FeedForwardWeights::Experts(found))
+        }
+        _ => {
+            let n_ffn = layer.intermediate_size;
+            let (gate, up) = gate_and_up(find, architecture, prefix, n_ffn, hidden)?;
+            let name = format!("{prefix}ffn_down");
+            let down = linear(find, &name, hidden, n_ffn, architecture.other_bias)?;
+            Ok(FeedForwardWeights::Dense(DenseWeights { gate, up, down }))
+        }
+    }
 }
 
 /// The norm `name` of rows of `n` elements.

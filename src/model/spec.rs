@@ -2,9 +2,10 @@
 
 use super::architectures::{
     self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
-    Positions, ResidualScale, RopeLayers, SoftCap, Windows,
+    Positions, Recurrence, ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::expert_spec::{self, ExpertSpec};
+use super::hybrid::{self, RecurrentSpec};
 use super::hyperparameters::Hyperparameters;
 use super::rope::RopeSpec;
 use super::{numbers, rope_spec, weights};
@@ -70,6 +71,8 @@ pub struct LayerSpec {
     pub alibi: bool,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
+    /// What the layer computes in place of attention, of which it has nothing then: no heads.
+    pub recurrent: Option<RecurrentSpec>,
 }
 
 impl DecoderSpec {
@@ -141,7 +144,10 @@ impl DecoderSpec {
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
-            layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            layers: match architecture.recurrence {
+                Recurrence::None => layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+                _ => hybrid::layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            },
         };
         if let Some(stated) = keys.usize("vocab_size")?
             && stated != spec.vocab_size
@@ -306,6 +312,7 @@ fn layers(
                     true => local_rope.clone(),
                     false => global_rope.clone(),
                 }),
+                recurrent: None,
             })
         })
         .collect()

@@ -6,11 +6,14 @@
 mod builder;
 mod check;
 mod experts;
+mod recurrent;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder, Router};
 pub use experts::{ExpertGroups, Gating};
+pub use recurrent::{Columns, State, StateId};
+pub(crate) use recurrent::{MAX_STATE_SIZE, MAX_TAPS};
 
 use crate::model::{WeightId, Weights};
 use std::borrow::Cow;
@@ -121,6 +124,10 @@ pub enum Activation {
     /// `g * sigmoid(1.702 * g)` of `g = min(x, 7)`; a block gated by it takes `clamp(up, -7, 7) + 1` for `up`
     /// (gpt-oss; llama.cpp, src/llama-graph.cpp).
     ClampedSwiglu,
+    /// `x`: a gate that is a factor.
+    Identity,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// What names a row of an embedding.
@@ -319,6 +326,24 @@ pub enum Op {
         /// `[n_rows, width]`.
         dst: BufferId,
     },
+    /// `dst[row, c] = f(sum_t weight[c, t] * src[row + t + 1 - n_taps, c] (+ bias[c]))`, each channel for itself. The rows
+    /// in front of the batch are those of the state, which has the last `n_taps - 1` of all.
+    CausalConv {
+        /// `[n_rows, n_channels]`.
+        src: BufferId,
+        /// `[n_channels, n_taps]`.
+        weight: WeightId,
+        /// `[n_channels]`.
+        bias: Option<WeightId>,
+        /// Rows that a result is made of, its own included.
+        n_taps: usize,
+        /// `f`.
+        activation: Activation,
+        /// `[n_taps - 1, n_channels]`.
+        state: StateId,
+        /// `[n_rows, n_channels]`.
+        dst: BufferId,
+    },
     /// `dst = a + b`.
     Add {
         /// `[n_rows, width]`.
@@ -353,6 +378,7 @@ impl Op {
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
             | Op::Map { dst, .. }
+            | Op::CausalConv { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -366,6 +392,7 @@ impl Op {
             Op::RmsNorm { src, .. }
             | Op::LayerNorm { src, .. }
             | Op::Map { src, .. }
+            | Op::CausalConv { src, .. }
             | Op::MatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
@@ -423,6 +450,8 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     /// Every rope table, by [`RopeTableId`].
     pub rope_tables: Vec<RopeTable>,
+    /// Every state, by [`StateId`].
+    pub states: Vec<State>,
     /// In the order of execution.
     pub steps: Vec<Step>,
     /// `[n_outputs, vocab_size]`.

@@ -10,6 +10,7 @@ mod elementwise;
 mod executor;
 mod experts;
 mod matmul;
+mod recurrent;
 mod simd;
 #[cfg(test)]
 mod tests;

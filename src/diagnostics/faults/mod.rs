@@ -4,6 +4,7 @@
 mod in_file;
 mod kernels;
 mod on_device;
+mod recurrent;
 mod table;
 
 use crate::device::wgpu::tampering::Tampering;
@@ -36,6 +37,8 @@ enum Damage {
     Windowed(Tampering),
     /// To what runs on the GPU, of a model with experts.
     Experts(Tampering),
+    /// To what runs on the GPU, of a model with states: its file.
+    Recurrent(&'static str, Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -88,6 +91,11 @@ impl Damage {
             }
             Damage::Experts(tampering) => {
                 let gguf = Gguf::open(shared("arch/gpt-oss.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::Recurrent(file, tampering) => {
+                let gguf = Gguf::open(shared(&format!("arch/{file}.gguf"))?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
             }

@@ -102,6 +102,14 @@ impl Judge {
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
         }
         self.agreed.add(seen, phase, outcome.share);
+        if let (Some(found), Some(expected)) = (seen.state, self.reference.state(op)) {
+            let n = expected.len().max(1);
+            let outcome = compare(found, expected, n, self.tolerance(op, batch));
+            if let Some((_, column, finding)) = outcome.wrong {
+                let last = batch.n_rows().saturating_sub(1);
+                return Some(self.divergence(seen.index, batch, phase, (last, column), finding));
+            }
+        }
         self.reference.follow(batch, seen);
         None
     }

@@ -195,6 +195,12 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
         ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
         Op::Map { function, .. } => format!("{function:?}"),
+        Op::CausalConv {
+            bias,
+            n_taps,
+            activation,
+            ..
+        } => format!("{n_taps} {activation:?} {}", bias.is_some()),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();
@@ -225,16 +231,17 @@ impl Prober<'_> {
                 .map(|step| &step.op)
         };
         let minds_positions = ops().any(|op| {
-            matches!(
-                op,
-                Op::Rope { .. }
-                    | Op::StoreKv { .. }
-                    | Op::Attention { .. }
-                    | Op::Embed {
-                        index: EmbedIndex::Position,
-                        ..
-                    }
-            )
+            op.state().is_some()
+                || matches!(
+                    op,
+                    Op::Rope { .. }
+                        | Op::StoreKv { .. }
+                        | Op::Attention { .. }
+                        | Op::Embed {
+                            index: EmbedIndex::Position,
+                            ..
+                        }
+                )
         });
         let positions = match (minds_positions, depth, batch.n_rows()) {
             (false, ..) => &POSITIONS[..1],
@@ -318,6 +325,11 @@ impl Prober<'_> {
             }
             if let Op::Attention { layer, .. } = step.op {
                 self.give_cache(executor, batch, layer, input)?;
+            }
+            if let Some(id) = step.op.state() {
+                let state = values(&mut self.random, input, plan.states[id.0].len);
+                executor.set_state(id, &state)?;
+                self.judge.reference.replace_state(id, &state);
             }
             written.extend(step.op.dst());
         }

@@ -4,7 +4,7 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
+    attention_few, causal_conv, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
     gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
     matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
     weighted_sum,
@@ -54,6 +54,13 @@ fn params_members(kernel: &Kernel) -> Members {
             window,
             has_int8,
             soft_cap
+        }),
+        "causal_conv" => members!(causal_conv::Params {
+            n_channels,
+            stride,
+            n_taps,
+            activation,
+            has_bias
         }),
         "choose_experts" => members!(choose_experts::Params {
             n_expert,

@@ -213,6 +213,15 @@ pub(super) struct Experts {
     pub(super) shared: SharedExpert,
 }
 
+/// What layers without attention compute instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recurrence {
+    /// There are none.
+    None,
+    /// Layers without key-value heads are short convolutions; the last norm is called `token_embd_norm`.
+    ShortConv,
+}
+
 /// One row of the table.
 #[derive(Debug)]
 pub(super) struct Architecture {
@@ -252,6 +261,7 @@ pub(super) struct Architecture {
     pub(super) qk_norm: QkNorm,
     /// Whether each head has a score without a value.
     pub(super) has_sinks: bool,
+    pub(super) recurrence: Recurrence,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
     pub(super) hidden_scale_at_layers: Option<usize>,
 }

@@ -2,8 +2,8 @@
 
 use super::{
     Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
-    LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
-    RopeLayers, SharedExpert, SoftCap, Windows,
+    LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence, ResidualScale,
+    RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
 };
 use crate::plan::{Activation, Gating, RopePairing};
 
@@ -35,6 +35,7 @@ const LLAMA: Architecture = Architecture {
     norms: Norms::Before,
     qk_norm: QkNorm::None,
     has_sinks: false,
+    recurrence: Recurrence::None,
     hidden_scale_at_layers: None,
 };
 
@@ -86,6 +87,16 @@ const BIASED: Architecture = Architecture {
     feed_forward: FeedForward::Plain,
     norm: NormKind::Layer(Presence::Required),
     other_bias: Presence::Optional,
+    ..HALVES
+};
+
+/// src/models/lfm2.cpp
+const LFM2: Architecture = Architecture {
+    name: "lfm2",
+    models: "LFM2",
+    qkv_bias: Presence::Absent,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::ShortConv,
     ..HALVES
 };
 
@@ -172,6 +183,7 @@ pub(super) const TABLE: &[Architecture] = &[
             gating: Gating::Sigmoid,
             is_stated: true,
             has_dense_layers: true,
+            normalised: false,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
             ..EXPERTS
@@ -430,5 +442,18 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Nemotron 4, Minitron",
         activation: Activation::ReluSquared,
         ..BIASED
+    },
+    LFM2,
+    Architecture {
+        name: "lfm2moe",
+        models: "LFM2 (mixtures of experts)",
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            is_stated: true,
+            has_dense_layers: true,
+            choice_bias: Presence::Required,
+            ..EXPERTS
+        }),
+        ..LFM2
     },
 ];

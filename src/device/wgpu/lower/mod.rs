@@ -4,6 +4,7 @@ mod buffers;
 mod experts;
 mod few;
 mod fuse;
+mod recurrent;
 mod steps;
 #[cfg(test)]
 mod tests;
