@@ -318,6 +318,10 @@ fn op_name(op: &Op) -> &'static str {
         Op::GatedActivation { .. } => "gated_activation",
         Op::Map { .. } => "map",
         Op::CausalConv { .. } => "causal_conv",
+        Op::StateScan { .. } => "state_scan",
+        Op::DeltaRule { .. } => "delta_rule",
+        Op::GroupNorm { .. } => "group_norm",
+        Op::TakeColumns { .. } => "take_columns",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }

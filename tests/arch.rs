@@ -88,6 +88,12 @@ const FILES: &[&str] = &[
     "gpt-oss-mxfp4",
     "lfm2",
     "lfm2moe",
+    "mamba",
+    "mamba2",
+    "granitehybrid",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -216,6 +222,11 @@ const FAMILIES: &[&str] = &[
     "gpt-oss", // sinks, experts with biases
     "glm4moe", // experts by sigmoid and bias, behind dense layers
     "lfm2",    // convolutions with a state
+    "mamba",   // a selective state space
+    "mamba2",  // one of heads in groups
+    "granitehybrid", // one beside attention, with experts
+    "qwen35",  // the gated delta rule, gated attention
+    "qwen3next", // the same with other heads of keys, and experts
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

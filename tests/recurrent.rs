@@ -8,7 +8,14 @@ use trueshot::{
     Activations, Engine, FinishReason, GenerateOptions, KvType, SamplingOptions, Session,
 };
 
-const FILES: &[&str] = &["lfm2"];
+const FILES: &[&str] = &[
+    "lfm2",
+    "mamba",
+    "mamba2",
+    "granitehybrid",
+    "qwen35",
+    "qwen3next",
+];
 
 /// Relative error that the order of summation explains.
 const BOUND: f64 = 1e-5;

@@ -3,6 +3,7 @@
 pub(crate) mod cpu;
 mod held;
 pub(crate) mod memory;
+mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod sentinel;
 pub(crate) mod stepwise;

@@ -1,6 +1,7 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
 use super::memory::{Charge, Ledger, MemoryReport, Purpose};
+use super::recurrent::{delta_shape, scan_shape};
 use super::sentinel::{Sentinels, Watch, check_layer};
 use super::stepwise::every_step;
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
@@ -357,6 +358,58 @@ impl ReferenceExecutor {
                 let (weight, bias) = (self.weights.vector(weight), bias.as_deref());
                 kernels::causal_conv::twin(&weight, bias, activation, buffer(src), state, out);
             }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| self.weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: &self.weights.vector(a),
+                        d: &self.weights.vector(d),
+                    };
+                    kernels::state_scan::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: &self.weights.vector(a),
+                        bias: &self.weights.vector(bias),
+                    };
+                    kernels::delta_rule::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = &self.weights.vector(weight);
+                kernels::group_norm::twin(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }

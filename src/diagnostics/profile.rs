@@ -158,7 +158,13 @@ impl Cost {
                 bytes: state_bytes,
                 operations: 2 * (plan.token_width(dst) * batch.n_rows() * n_taps) as u64,
             },
+            Op::StateScan { .. } | Op::DeltaRule { .. } => Cost {
+                bytes: state_bytes,
+                operations: 6 * state_bytes / 8 * batch.n_rows() as u64,
+            },
             Op::RmsNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::TakeColumns { .. }
             | Op::LayerNorm { .. }
             | Op::Map { .. }
             | Op::Rope { .. }

@@ -276,7 +276,7 @@ fn layers(
     };
     let turns = |layer: usize| match architecture.rope_layers {
         _ if architecture.positions != Positions::Rope => false,
-        RopeLayers::All => true,
+        RopeLayers::All | RopeLayers::UnlessStated => true,
         RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
         RopeLayers::Windowed => windowed[layer] || window.is_none(),
     };

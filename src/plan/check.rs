@@ -216,7 +216,11 @@ fn mismatch(
         Op::Map { src, dst, .. } => {
             unequal("width", width(dst), width(src)).or_else(|| same_rows(src, dst))
         }
-        Op::CausalConv { .. } => recurrent::mismatch(plan, weights, op),
+        Op::CausalConv { .. }
+        | Op::StateScan { .. }
+        | Op::DeltaRule { .. }
+        | Op::GroupNorm { .. }
+        | Op::TakeColumns { .. } => recurrent::mismatch(plan, weights, op),
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
             .or_else(|| of_tokens(src))
             .or_else(|| {

@@ -344,6 +344,80 @@ pub enum Op {
         /// `[n_rows, n_channels]`.
         dst: BufferId,
     },
+    /// The selective state space of each head (arXiv:2312.00752, algorithm 2; arXiv:2405.21060, section 2). Row by row, with
+    /// `step = softplus(dt[h])` and group `g = h / (n_head / n_group)`: `state[h, i, n] = state[h, i, n] * exp(step * a[h, n])
+    /// + step * x[h, i] * b[g, n]` and `dst[h, i] = sum_n state[h, i, n] * c[g, n] + d[h] * x[h, i]`.
+    StateScan {
+        /// `[n_rows, n_head * head_dim]`.
+        x: Columns,
+        /// `[n_rows, n_head]`.
+        dt: BufferId,
+        /// `[n_rows, n_group * n_state]`.
+        b: Columns,
+        /// `[n_rows, n_group * n_state]`.
+        c: Columns,
+        /// `[n_head, n_state]`, or `[n_head]` for all of a head.
+        a: WeightId,
+        /// `[n_head]`.
+        d: WeightId,
+        /// Groups of heads.
+        n_group: usize,
+        /// `[n_head, head_dim, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * head_dim]`.
+        dst: BufferId,
+    },
+    /// The gated delta rule of each head (arXiv:2412.06464, equation 10). Row by row, with queries and keys divided by the root of
+    /// their sum of squares plus `eps`: `state *= exp(a[h] * softplus(alpha[h] + bias[h]))`,
+    /// `state += sigmoid(beta[h]) * (v - state k) k^T` and `dst = state q / sqrt(n_state)`.
+    DeltaRule {
+        /// `[n_rows, (2 * n_head_k + n_head) * n_state]`: queries, keys, values.
+        qkv: BufferId,
+        /// `[n_rows, n_head]`.
+        alpha: BufferId,
+        /// `[n_rows, n_head]`.
+        beta: BufferId,
+        /// `[n_head]`.
+        a: WeightId,
+        /// `[n_head]`.
+        bias: WeightId,
+        /// Heads of queries and of keys.
+        n_head_k: usize,
+        /// Whether head `h` has the keys of head `h % n_head_k`, else those of `h / (n_head / n_head_k)`.
+        is_tiled: bool,
+        /// Added to sums of squares.
+        eps: f32,
+        /// `[n_head, n_state, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * n_state]`.
+        dst: BufferId,
+    },
+    /// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `group` elements, each with weights of its own.
+    GroupNorm {
+        /// `[n_rows, n_groups * group]`.
+        src: BufferId,
+        /// `[n_groups * group]`.
+        weight: WeightId,
+        /// Elements that are normalised together.
+        group: usize,
+        /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst[row, g * length + i] = src[row, g * period + first + i]`, `i < length`.
+    TakeColumns {
+        /// `[n_rows, n_groups * period]`.
+        src: BufferId,
+        /// Of the columns of each group the first that is taken.
+        first: usize,
+        /// How many are taken.
+        length: usize,
+        /// Columns of a group.
+        period: usize,
+        /// `[n_rows, n_groups * length]`.
+        dst: BufferId,
+    },
     /// `dst = a + b`.
     Add {
         /// `[n_rows, width]`.
@@ -379,6 +453,10 @@ impl Op {
             | Op::GatedActivation { dst, .. }
             | Op::Map { dst, .. }
             | Op::CausalConv { dst, .. }
+            | Op::StateScan { dst, .. }
+            | Op::DeltaRule { dst, .. }
+            | Op::GroupNorm { dst, .. }
+            | Op::TakeColumns { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -393,6 +471,8 @@ impl Op {
             | Op::LayerNorm { src, .. }
             | Op::Map { src, .. }
             | Op::CausalConv { src, .. }
+            | Op::GroupNorm { src, .. }
+            | Op::TakeColumns { src, .. }
             | Op::MatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
@@ -404,6 +484,10 @@ impl Op {
             Op::ExpertWeights { logits, chosen, .. } => vec![logits, chosen],
             Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
             Op::WeightedSum { src, weights, .. } => vec![src, weights],
+            Op::StateScan { x, dt, b, c, .. } => vec![x.buffer, dt, b.buffer, c.buffer],
+            Op::DeltaRule {
+                qkv, alpha, beta, ..
+            } => vec![qkv, alpha, beta],
         }
     }
 }

@@ -5,6 +5,7 @@ use super::attention::{Attention, attention};
 use super::cache::LayerCache;
 use super::{elementwise, experts, matmul, recurrent};
 use crate::device::memory::{Charge, Purpose};
+use crate::device::recurrent::{delta_shape, scan_shape};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
@@ -262,6 +263,58 @@ impl CpuExecutor {
                 let weight = weights.vector(weight);
                 recurrent::causal_conv(weight, bias, activation, buffer(src), state, out);
             }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: weights.vector(a),
+                        d: weights.vector(d),
+                    };
+                    recurrent::state_scan(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: weights.vector(a),
+                        bias: weights.vector(bias),
+                    };
+                    recurrent::delta_rule(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = weights.vector(weight);
+                recurrent::group_norm(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);

@@ -33,6 +33,20 @@ pub(super) fn faults() -> Vec<Fault> {
             "blk.0.shortconv_conv",
         ),
         fault(
+            "a state space that does not decay",
+            "mamba2",
+            Tampering::wgsl("state_scan", "states[i] * decay +", "states[i] +"),
+            Checked::Kernels,
+            "blk.0.ssm_scan",
+        ),
+        fault(
+            "a delta rule that adds what it knows already",
+            "qwen35",
+            Tampering::wgsl("delta_rule", "(value - sums.x * key_scale)", "value"),
+            Checked::Kernels,
+            "blk.0.ssm_delta",
+        ),
+        fault(
             "a state that something else writes to",
             "lfm2",
             Tampering::poisoned_state(1),

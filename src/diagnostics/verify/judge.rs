@@ -1,6 +1,6 @@
 //! Compares each step of a device with the reference, on the inputs that the device had.
 
-use super::compare::{compare, tolerance};
+use super::compare::{compare, compare_at_least, tolerance};
 use super::divergence::{Divergence, Finding, Phase};
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Observation, Rounding};
@@ -92,11 +92,13 @@ impl Judge {
         if !seen.values.is_empty() && is_zero(seen.values) && !may_be_zero {
             return Some(self.divergence(seen.index, batch, phase, (0, 0), Finding::AllZero));
         }
-        let outcome = compare(
+        let sizes = self.sizes_of_single(op);
+        let outcome = compare_at_least(
             seen.values,
             &expected,
             seen.width.max(1),
             self.tolerance(op, batch),
+            |row| sizes.get(row).copied().unwrap_or(0.0),
         );
         if let Some((row, column, finding)) = outcome.wrong {
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
@@ -112,6 +114,25 @@ impl Judge {
         }
         self.reference.follow(batch, seen);
         None
+    }
+
+    /// The sizes of rows of one product each, which may cancel: what a row of many such products would have as its root mean
+    /// square, by row. Nothing for other steps.
+    fn sizes_of_single(&self, op: &Op) -> Vec<f32> {
+        let Verified { weights, .. } = &self.verified;
+        match *op {
+            Op::MatMul { src, weight, .. } if weights.get(weight).n_rows == 1 => {
+                let weight = weights.vector(weight);
+                let rows = self.reference.buffer(src).chunks_exact(weight.len());
+                let size = |row: &[f32]| {
+                    let products = row.iter().zip(&weight);
+                    let squares = products.map(|(&x, &w)| (f64::from(x) * f64::from(w)).powi(2));
+                    squares.sum::<f64>().sqrt() as f32
+                };
+                rows.map(size).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn tolerance(&self, op: &Op, batch: &Batch<'_>) -> f32 {

@@ -201,6 +201,35 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             activation,
             ..
         } => format!("{n_taps} {activation:?} {}", bias.is_some()),
+        Op::StateScan {
+            dt,
+            a,
+            n_group,
+            dst,
+            ..
+        } => {
+            let [n_head, width] = [dt, dst].map(|id| plan.buffer(id).width);
+            format!("{width} in {n_head} {n_group} {}", of_weight(a))
+        }
+        Op::DeltaRule {
+            alpha,
+            n_head_k,
+            is_tiled,
+            eps,
+            ..
+        } => {
+            let n_head = plan.buffer(alpha).width;
+            format!("{n_head} of {n_head_k} {is_tiled} {eps}")
+        }
+        Op::GroupNorm {
+            weight, group, eps, ..
+        } => format!("{} {group} {eps}", of_weight(weight)),
+        Op::TakeColumns {
+            first,
+            length,
+            period,
+            ..
+        } => format!("{first} {length} {period}"),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();

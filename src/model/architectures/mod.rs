@@ -119,6 +119,8 @@ pub(super) enum RopeLayers {
     All,
     /// All but each `n`-th.
     AllButEach(usize),
+    /// All, unless `rope.scaling.finetuned` is false.
+    UnlessStated,
     /// The windowed ones; all where the model has no window.
     Windowed,
 }
@@ -213,6 +215,15 @@ pub(super) struct Experts {
     pub(super) shared: SharedExpert,
 }
 
+/// The heads of keys that the heads of values of a gated delta net have, where these are more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyHeads {
+    /// In turn, over and over.
+    Tiled,
+    /// Neighbours have one; the products that give their decays and rates are one matrix.
+    Grouped,
+}
+
 /// What layers without attention compute instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recurrence {
@@ -220,6 +231,12 @@ pub(super) enum Recurrence {
     None,
     /// Layers without key-value heads are short convolutions; the last norm is called `token_embd_norm`.
     ShortConv,
+    /// Layers without key-value heads are selective state spaces.
+    Mamba,
+    /// Likewise, with one decay a head.
+    Mamba2,
+    /// All but each so-many-th layer are gated delta nets, and the others' attention is gated.
+    DeltaNet(KeyHeads),
 }
 
 /// One row of the table.

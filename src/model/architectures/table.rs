@@ -1,7 +1,7 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
+    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, KeyHeads, LocalRope,
     LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence, ResidualScale,
     RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
 };
@@ -97,6 +97,17 @@ const LFM2: Architecture = Architecture {
     qkv_bias: Presence::Absent,
     qk_norm: QkNorm::Heads,
     recurrence: Recurrence::ShortConv,
+    ..HALVES
+};
+
+/// src/models/qwen35.cpp
+const QWEN35: Architecture = Architecture {
+    name: "qwen35",
+    models: "Qwen 3.5 (text)",
+    qkv_bias: Presence::Absent,
+    norms: Norms::BeforeByAnotherName,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::DeltaNet(KeyHeads::Tiled),
     ..HALVES
 };
 
@@ -455,5 +466,57 @@ pub(super) const TABLE: &[Architecture] = &[
             ..EXPERTS
         }),
         ..LFM2
+    },
+    // src/models/mamba.cpp
+    Architecture {
+        name: "mamba",
+        models: "Mamba",
+        recurrence: Recurrence::Mamba,
+        ..LLAMA
+    },
+    // src/models/mamba2.cpp
+    Architecture {
+        name: "mamba2",
+        models: "Mamba 2",
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    // src/models/granite-hybrid.cpp
+    Architecture {
+        name: "granitehybrid",
+        models: "Granite 4",
+        rope_layers: RopeLayers::UnlessStated,
+        rope_divisors: RopeDivisors::None,
+        embedding_scale: EmbeddingScale::Stated(1.0),
+        residual_scale: ResidualScale::Stated,
+        logit_scale: LogitScale::Divides,
+        experts: Some(Experts {
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    QWEN35,
+    // src/models/qwen35moe.cpp
+    Architecture {
+        name: "qwen35moe",
+        models: "Qwen 3.5 (mixtures of experts, text)",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        ..QWEN35
+    },
+    // src/models/qwen3next.cpp
+    Architecture {
+        name: "qwen3next",
+        models: "Qwen 3 Next",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::DeltaNet(KeyHeads::Grouped),
+        ..QWEN35
     },
 ];

@@ -33,7 +33,9 @@ pub(in super::super) fn hybrid_plan(
         let mixed = mixing.mix(&mut b, &w.mixer, normed)?;
         let mixed = scaled(&mut b, "attn_scaled", mixed, spec.residual_scale);
         let Some((ffn_norm, block)) = &w.feed_forward else {
-            x = b.add("l_out", mixed, x);
+            // A layer reads what the one before has written, without a step between that copies it.
+            let buffer = ["l_out", "l_out of odd layers"][index % 2];
+            x = b.add_into("l_out", buffer, mixed, x);
             continue;
         };
         let residual = b.add("ffn_inp", mixed, x);

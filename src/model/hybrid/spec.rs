@@ -1,14 +1,14 @@
 //! Which layers of a hybrid model attend, and what the others compute.
 
-use super::super::architectures::{Architecture, Recurrence};
+use super::super::architectures::{Architecture, KeyHeads, Recurrence, RopeLayers};
 use super::super::expert_spec;
 use super::super::hyperparameters::Hyperparameters;
 use super::super::rope_spec;
-use super::super::spec::{LayerSpec, MAX_COUNT};
+use super::super::spec::{LayerSpec, MAX_COUNT, in_range};
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::kv_cache::MAX_HEAD_DIM;
-use crate::plan::MAX_TAPS;
+use crate::plan::{MAX_STATE_SIZE, MAX_TAPS};
 
 /// What a layer computes in place of attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,43 @@ pub enum RecurrentSpec {
     ShortConv {
         /// Tokens that a result is made of, its own included.
         n_taps: usize,
+    },
+    /// A selective state space (arXiv:2312.00752).
+    Mamba {
+        /// Tokens that the convolution in front sees.
+        n_taps: usize,
+        /// Width of what the state space takes in.
+        inner_size: usize,
+        /// Elements that each of its columns keeps.
+        state_size: usize,
+        /// Rank of the projection that steps come from.
+        step_rank: usize,
+    },
+    /// A selective state space of heads (arXiv:2405.21060).
+    Mamba2 {
+        /// Tokens that the convolution in front sees.
+        n_taps: usize,
+        /// Width of what the state space takes in.
+        inner_size: usize,
+        /// Elements that each of its columns keeps.
+        state_size: usize,
+        /// Heads, each with one decay.
+        n_head: usize,
+        /// Groups of heads with inputs and outputs of the state in common.
+        n_group: usize,
+    },
+    /// A gated delta net (arXiv:2412.06464).
+    DeltaNet {
+        /// Tokens that the convolution in front sees.
+        n_taps: usize,
+        /// Elements of a head.
+        state_size: usize,
+        /// Heads of queries and of keys.
+        n_head_k: usize,
+        /// Heads of values.
+        n_head: usize,
+        /// Whether head `h` of values has the keys of head `h % n_head_k`, else those of `h / (n_head / n_head_k)`.
+        is_tiled: bool,
     },
 }
 
@@ -115,6 +152,10 @@ fn attention(
         return Err(keys.invalid("attention.key_length", what));
     }
     let rope = rope_spec::read(gguf, architecture, keys, head_dim)?;
+    // Parts of the pairs, for positions in pictures; those of text are the same in all.
+    keys.per_layer("rope.dimension_sections", 4)?;
+    let finetuned = keys.bool("rope.scaling.finetuned")?;
+    let turns = architecture.rope_layers != RopeLayers::UnlessStated || finetuned != Some(false);
     let stated = keys.f32("attention.scale")?.filter(|&scale| scale != 0.0);
     Ok(LayerSpec {
         n_head,
@@ -126,9 +167,16 @@ fn attention(
         window: None,
         soft_cap: None,
         alibi: false,
-        rope: Some(rope),
+        rope: turns.then_some(rope),
         recurrent: None,
     })
+}
+
+fn divides(keys: &Hyperparameters<'_>, key: &str, count: usize, of: usize) -> Result<()> {
+    if of.is_multiple_of(count) {
+        return Ok(());
+    }
+    Err(keys.invalid(key, format!("{count}, expected a divisor of {of}")))
 }
 
 /// What each layer computes in place of attention; `None` for those that attend.
@@ -141,6 +189,7 @@ fn recurrent_layers(
         n_taps if (2..=MAX_TAPS).contains(&n_taps) => Ok(n_taps),
         n_taps => Err(keys.invalid(key, format!("{n_taps}, expected 2 to {MAX_TAPS}"))),
     };
+    let count = |key: &str, most: usize| in_range(keys, key, None, most);
     let without_heads = |spec: &RecurrentSpec| {
         let spec = |&n_head_kv: &usize| (n_head_kv == 0).then(|| spec.clone());
         n_head_kv.iter().map(spec).collect::<Vec<_>>()
@@ -150,5 +199,54 @@ fn recurrent_layers(
         Recurrence::ShortConv => without_heads(&RecurrentSpec::ShortConv {
             n_taps: taps("shortconv.l_cache")?,
         }),
+        Recurrence::Mamba => {
+            // As in Falcon Mamba.
+            if keys.bool("ssm.dt_b_c_rms")? == Some(true) {
+                return Err(keys.invalid("ssm.dt_b_c_rms", "true, expected false"));
+            }
+            without_heads(&RecurrentSpec::Mamba {
+                n_taps: taps("ssm.conv_kernel")?,
+                inner_size: count("ssm.inner_size", MAX_COUNT)?,
+                state_size: count("ssm.state_size", MAX_STATE_SIZE)?,
+                step_rank: count("ssm.time_step_rank", MAX_COUNT)?,
+            })
+        }
+        Recurrence::Mamba2 => {
+            let inner_size = count("ssm.inner_size", MAX_COUNT)?;
+            let n_head = count("ssm.time_step_rank", inner_size)?;
+            let n_group = count("ssm.group_count", n_head)?;
+            divides(keys, "ssm.time_step_rank", n_head, inner_size)?;
+            divides(keys, "ssm.group_count", n_group, n_head)?;
+            without_heads(&RecurrentSpec::Mamba2 {
+                n_taps: taps("ssm.conv_kernel")?,
+                inner_size,
+                state_size: count("ssm.state_size", MAX_STATE_SIZE)?,
+                n_head,
+                n_group,
+            })
+        }
+        Recurrence::DeltaNet(heads) => {
+            let state_size = count("ssm.state_size", MAX_STATE_SIZE)?;
+            let n_head = count("ssm.time_step_rank", MAX_COUNT)?;
+            let n_head_k = count("ssm.group_count", n_head)?;
+            divides(keys, "ssm.group_count", n_head_k, n_head)?;
+            let inner_size = count("ssm.inner_size", MAX_COUNT)?;
+            if n_head * state_size != inner_size {
+                let what = format!("{inner_size}, expected {n_head} heads of {state_size}");
+                return Err(keys.invalid("ssm.inner_size", what));
+            }
+            let spec = RecurrentSpec::DeltaNet {
+                n_taps: taps("ssm.conv_kernel")?,
+                state_size,
+                n_head_k,
+                n_head,
+                is_tiled: heads == KeyHeads::Tiled,
+            };
+            // The layers that the file names, or all but each so-many-th.
+            let period = keys.usize("full_attention_interval")?.unwrap_or(4);
+            let n_layer = n_head_kv.len();
+            let are = keys.windowed_layers("attention.recurrent_layers", period, n_layer)?;
+            are.into_iter().map(|is| is.then(|| spec.clone())).collect()
+        }
     })
 }

@@ -1,26 +1,12 @@
-//! Kernels that carry a state from batch to batch.
+//! The causal convolution.
 
-use super::{
+use super::super::{
     Random, Values, altered, assert_close, first_difference, gpu, padded, run_kernel, unpadded,
     unwritten, variants,
 };
-use crate::kernels::{BatchParams, Kernel, causal_conv};
+use super::{Made, batch};
+use crate::kernels::{Kernel, causal_conv};
 use crate::plan::Activation;
-
-fn batch(n_rows: usize, position: usize) -> BatchParams {
-    BatchParams {
-        n_rows: n_rows as u32,
-        position: position as u32,
-        n_outputs: 0,
-        random: 0,
-    }
-}
-
-/// What a kernel or its twin makes of a case.
-struct Made {
-    dst: Vec<f32>,
-    state: Vec<f32>,
-}
 
 struct Conv {
     seed: u64,
