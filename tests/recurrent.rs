@@ -5,7 +5,8 @@ mod support;
 use serde::Deserialize;
 use support::{centred_relative_error, devices, shared};
 use trueshot::{
-    Activations, Engine, FinishReason, GenerateOptions, KvType, SamplingOptions, Session,
+    Activations, DiffOptions, Engine, FinishReason, GenerateOptions, KvType, SamplingOptions,
+    Session, TraceOptions,
 };
 
 const FILES: &[&str] = &[
@@ -189,5 +190,42 @@ fn states_are_counted_as_cache() {
             (kv + states..=most).contains(&cache),
             "{what}: {cache}, {kv} and {states}"
         );
+    });
+}
+
+#[test]
+fn trace_of_tokens_behind_others_is_that_of_any_batches() {
+    for_engines(|what, engine, tokens| {
+        let trace = |batch_tokens| {
+            let mut session = engine.session().unwrap();
+            session.eval(&tokens[..10]).unwrap();
+            let options = TraceOptions {
+                batch_tokens,
+                ..TraceOptions::default()
+            };
+            session.trace(&tokens[10..25], &options).unwrap()
+        };
+        let whole = trace(None);
+        // What experts a token has is a number that a step further on may tip.
+        let diff = trace(Some(4)).diff(&whole, &DiffOptions { tolerance: 1e-3 });
+        assert!(diff.agrees(), "{what}: {diff}");
+        let keeps = |step: &&trueshot::plan::Step| step.op.state().is_some();
+        for step in engine.plan().steps.iter().filter(keeps) {
+            let is_there = whole.entries.iter().any(|entry| entry.name == step.name);
+            assert!(is_there, "{what}: {}", step.name);
+        }
+    });
+}
+
+#[test]
+fn steps_on_the_reference_leave_their_states_to_the_device() {
+    for_engines(|what, engine, tokens| {
+        let n_steps = engine.plan().steps.len();
+        let whole = engine.logits_with_reference(tokens, 0..0).unwrap();
+        for steps in [0..n_steps, 0..n_steps / 2, n_steps / 3..n_steps] {
+            let mixed = engine.logits_with_reference(tokens, steps.clone()).unwrap();
+            let error = centred_relative_error(&mixed, &whole);
+            assert!(error <= BOUND, "{what}, {steps:?}: {error:e}");
+        }
     });
 }

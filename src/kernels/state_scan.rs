@@ -119,12 +119,12 @@ pub(crate) struct Inputs<'a> {
 }
 
 /// `len` elements of a row, from one on.
-pub(crate) fn elements<'a>(
-    (rows, place): (&'a [f32], Place),
+pub(crate) fn elements(
+    (rows, place): (&[f32], Place),
     row: usize,
     from: usize,
     len: usize,
-) -> &'a [f32] {
+) -> &[f32] {
     &rows[row * place.width + place.first + from..][..len]
 }
 

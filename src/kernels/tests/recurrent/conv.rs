@@ -19,7 +19,7 @@ struct Conv {
     values: Values,
 }
 
-/// Of the sum of the magnitudes of products and bias.
+/// Of the sum of the magnitudes of products and bias. Seen on lavapipe: 1.9e-7.
 const CONV_BOUND: f64 = 1e-6;
 
 impl Conv {

@@ -16,7 +16,7 @@ struct Case {
     values: Values,
 }
 
-/// Of the largest value and element of the state before. Seen: 2.4e-6.
+/// Of the largest value and element of the state before. Seen on lavapipe: 1.5e-6 of states, 1.5e-7 of results.
 const BOUND: f64 = 2e-5;
 
 impl Case {
