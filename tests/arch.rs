@@ -91,6 +91,14 @@ const FILES: &[&str] = &[
     "deepseek2-v2-yarn",
     "deepseek2-v3",
     "llama4",
+    "lfm2",
+    "lfm2moe",
+    "mamba",
+    "mamba2",
+    "granitehybrid",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -220,6 +228,12 @@ const FAMILIES: &[&str] = &[
     "glm4moe", // experts by sigmoid and bias, behind dense layers
     "deepseek2-v3", // latent attention, groups of experts
     "llama4", // chunks, queries with a temperature that do not turn, norms without weights, weighed inputs of experts
+    "lfm2",   // convolutions with a state
+    "mamba",  // a selective state space
+    "mamba2", // one of heads in groups
+    "granitehybrid", // one beside attention, with experts
+    "qwen35", // the gated delta rule, gated attention
+    "qwen3next", // the same with other heads of keys, and experts
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

@@ -1,6 +1,7 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
 use super::memory::{Charge, Ledger, MemoryReport, Purpose};
+use super::recurrent::{delta_shape, scan_shape};
 use super::sentinel::{Sentinels, Watch, check_layer};
 use super::stepwise::every_step;
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
@@ -8,7 +9,7 @@ use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{WeightId, Weights};
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use std::borrow::Cow;
 use std::mem;
 use std::ops::Range;
@@ -67,9 +68,10 @@ impl Backend for ReferenceBackend {
         let n_cached: usize = caches
             .map(|cache| cache.keys.len() + cache.values.len())
             .sum();
+        let cache_bytes = n_cached as u64 * 4 + plan.state_bytes();
         executor.charges = Some([
             self.ledger.charge(Purpose::Scratch, 0),
-            self.ledger.charge(Purpose::Cache, n_cached as u64 * 4),
+            self.ledger.charge(Purpose::Cache, cache_bytes),
         ]);
         Ok(Box::new(executor))
     }
@@ -87,6 +89,7 @@ pub(crate) struct ReferenceExecutor {
     plan: Arc<Plan>,
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    states: Vec<Vec<f32>>,
     kv: KvLayout,
     watch: Watch,
     /// Of the buffers, which grow as they are needed, and of the caches.
@@ -105,6 +108,7 @@ impl ReferenceExecutor {
         ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
+            states: plan.states.iter().map(|s| vec![0.0; s.len]).collect(),
             kv: kv.clone(),
             watch: Watch::new(Sentinels::Off),
             charges: None,
@@ -122,6 +126,16 @@ impl ReferenceExecutor {
     pub(crate) fn replace(&mut self, id: BufferId, values: &[f32]) {
         self.buffers[id.0].clear();
         self.buffers[id.0].extend_from_slice(values);
+    }
+
+    /// The state that a step keeps, where it keeps one.
+    pub(crate) fn state(&self, op: &Op) -> Option<&[f32]> {
+        op.state().map(|id| self.states[id.0].as_slice())
+    }
+
+    /// Replaces a state.
+    pub(crate) fn replace_state(&mut self, id: StateId, values: &[f32]) {
+        self.states[id.0].copy_from_slice(values);
     }
 
     /// The cache rows of a batch: keys, then values.
@@ -142,6 +156,9 @@ impl ReferenceExecutor {
 
     /// Takes over what a step of another device has written.
     pub(crate) fn follow(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) {
+        if let (Some(id), Some(state)) = (seen.step.op.state(), seen.state) {
+            self.replace_state(id, state);
+        }
         match (&seen.step.op, seen.step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 self.replace_cached(*layer, batch.position, seen.values);
@@ -163,7 +180,15 @@ impl ReferenceExecutor {
         let mut out = mem::take(&mut self.buffers[dst.0]);
         out.clear();
         out.resize(plan.rows_of(dst, batch) * plan.buffer(dst).width, 0.0);
-        self.compute(op, batch, &mut out);
+        let taken = op.state().map(|id| mem::take(&mut self.states[id.0]));
+        let mut state = taken.unwrap_or_default();
+        if batch.position == 0 {
+            state.fill(0.0);
+        }
+        self.compute(op, batch, &mut state, &mut out);
+        if let Some(id) = op.state() {
+            self.states[id.0] = state;
+        }
         self.buffers[dst.0] = out;
     }
 
@@ -176,7 +201,7 @@ impl ReferenceExecutor {
         kernels::store_kv::twin(ty, &self.buffers[v.0], values);
     }
 
-    fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
+    fn compute(&self, op: &Op, batch: &Batch<'_>, state: &mut [f32], out: &mut [f32]) {
         let buffer = |id: BufferId| self.buffers[id.0].as_slice();
         match *op {
             Op::Embed {
@@ -330,6 +355,69 @@ impl ReferenceExecutor {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
             Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
+            Op::CausalConv {
+                src,
+                weight,
+                bias,
+                activation,
+                ..
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let (weight, bias) = (self.weights.vector(weight), bias.as_deref());
+                kernels::causal_conv::twin(&weight, bias, activation, buffer(src), state, out);
+            }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| self.weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: &self.weights.vector(a),
+                        d: &self.weights.vector(d),
+                    };
+                    kernels::state_scan::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: &self.weights.vector(a),
+                        bias: &self.weights.vector(bias),
+                    };
+                    kernels::delta_rule::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = &self.weights.vector(weight);
+                kernels::group_norm::twin(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
@@ -412,6 +500,7 @@ impl Stepwise for ReferenceExecutor {
                 step,
                 values,
                 width,
+                state: self.state(&step.op),
             })?;
         }
         Ok(())
@@ -424,6 +513,11 @@ impl Stepwise for ReferenceExecutor {
 
     fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
         Ok(ReferenceExecutor::cached_rows(self, layer, batch))
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.replace_state(id, values);
+        Ok(())
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

@@ -99,6 +99,8 @@ struct Cost {
 impl Cost {
     fn of(op: &Op, plan: &Plan, weights: &Weights, kv: &KvLayout, batch: &Batch<'_>) -> Cost {
         let cache_row = |layer: usize| (kv.layers[layer].width() * kv.ty.bytes()) as u64;
+        // It is read and written.
+        let state_bytes = op.state().map_or(0, |id| plan.states[id.0].len as u64 * 8);
         match *op {
             Op::Embed { weight, .. } => {
                 let weight = weights.get(weight);
@@ -157,7 +159,17 @@ impl Cost {
                     operations: pairs * of_pair as u64,
                 }
             }
+            Op::CausalConv { n_taps, dst, .. } => Cost {
+                bytes: state_bytes,
+                operations: 2 * (plan.token_width(dst) * batch.n_rows() * n_taps) as u64,
+            },
+            Op::StateScan { .. } | Op::DeltaRule { .. } => Cost {
+                bytes: state_bytes,
+                operations: 6 * state_bytes / 8 * batch.n_rows() as u64,
+            },
             Op::RmsNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::TakeColumns { .. }
             | Op::LayerNorm { .. }
             | Op::Map { .. }
             | Op::Rope { .. }

@@ -9,14 +9,17 @@ pub(crate) mod attention;
 pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
+pub(crate) mod causal_conv;
 pub(crate) mod choose_experts;
 mod constants;
+pub(crate) mod delta_rule;
 pub(crate) mod embed;
 pub(crate) mod expert_matvec;
 pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod group_norm;
 pub(crate) mod head_matvec;
 pub(crate) mod layer_norm;
 pub(crate) mod logit_maxima;
@@ -33,7 +36,9 @@ pub(crate) mod rope;
 pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod sentinel;
+pub(crate) mod state_scan;
 pub(crate) mod store_kv;
+pub(crate) mod take_columns;
 pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
@@ -115,6 +120,8 @@ pub(crate) struct Uses {
     pub(crate) activation: bool,
     /// Soft caps (`common/soft_cap.wgsl`).
     pub(crate) soft_cap: bool,
+    /// Rows of states (`common/recurrence.wgsl`).
+    pub(crate) recurrence: bool,
     /// Rounding to int8 (`common/quantize.wgsl`).
     pub(crate) quantize: bool,
     /// Rounding to 16-bit floats (`common/f16_rows.wgsl`).
@@ -139,6 +146,7 @@ impl Uses {
         output: false,
         activation: false,
         soft_cap: false,
+        recurrence: false,
         quantize: false,
         f16_rows: false,
         attention_tile: false,
@@ -198,18 +206,21 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 29] = [
+pub(crate) const ALL: [&Kernel; 34] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
+    &causal_conv::KERNEL,
     &choose_experts::KERNEL,
+    &delta_rule::KERNEL,
     &embed::KERNEL,
     &expert_matvec::KERNEL,
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &group_norm::KERNEL,
     &head_matvec::KERNEL,
     &layer_norm::KERNEL,
     &logit_maxima::KERNEL,
@@ -225,7 +236,9 @@ pub(crate) const ALL: [&Kernel; 29] = [
     &sample::KERNEL,
     &select_outputs::KERNEL,
     &sentinel::KERNEL,
+    &state_scan::KERNEL,
     &store_kv::KERNEL,
+    &take_columns::KERNEL,
     &weigh_slots::KERNEL,
     &weighted_sum::KERNEL,
 ];
@@ -342,6 +355,9 @@ impl Kernel {
         }
         if self.uses.soft_cap {
             source += include_str!("common/soft_cap.wgsl");
+        }
+        if self.uses.recurrence {
+            source += include_str!("common/recurrence.wgsl");
         }
         if self.uses.quantize {
             source += include_str!("common/quantize.wgsl");

@@ -1,7 +1,10 @@
 //! The forward pass of the decoder family, once.
 
-use super::architectures::{self, Architecture, Positions, Presence, QkNorm, RopeDivisors};
+use super::architectures::{
+    self, Architecture, Positions, Presence, QkNorm, Recurrence, RopeDivisors,
+};
 use super::expert_spec::ExpertSpec;
+use super::hybrid::{HybridWeights, hybrid_plan, hybrid_weights};
 use super::latent::{self, LatentLayer};
 use super::layers::{
     DenseWeights, ExpertWeights, FeedForwardWeights, LayerWeights, Linear, Norm, NormForm,
@@ -31,14 +34,15 @@ pub(crate) struct DecoderModel {
     position_embd: Option<WeightId>,
     embedding_norm: Option<Norm>,
     layers: Layers,
-    output_norm: Norm,
-    output: Linear,
+    pub(super) output_norm: Norm,
+    pub(super) output: Linear,
 }
 
 /// The weights of the layers of a family.
 enum Layers {
     Heads(Vec<LayerWeights>),
     Latent(Vec<LatentLayer>),
+    Hybrid(HybridWeights),
 }
 
 impl DecoderModel {
@@ -91,7 +95,11 @@ impl DecoderModel {
             false => None,
         };
         let layers = layers(&mut find, architecture, &spec)?;
-        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
+        let output_norm = match architecture.recurrence {
+            Recurrence::ShortConv => "token_embd_norm",
+            _ => "output_norm",
+        };
+        let output_norm = row_norm(&mut find, architecture, output_norm, hidden)?;
         let output = if find.has("output.weight") {
             linear(
                 &mut find,
@@ -157,6 +165,7 @@ impl DecoderModel {
         match &mut self.layers {
             Layers::Heads(layers) => layers.truncate(n_layer),
             Layers::Latent(layers) => layers.truncate(n_layer),
+            Layers::Hybrid(hybrid) => hybrid.layers.truncate(n_layer),
         }
         self.spec.layers.truncate(n_layer);
         Ok(())
@@ -170,6 +179,9 @@ fn layers(
 ) -> Result<Layers> {
     for layer in spec.n_layer()..spec.n_layer() + spec.n_layer_unused {
         find.ignore_layer(layer);
+    }
+    if let Some(hybrid) = hybrid_weights(find, architecture, spec)? {
+        return Ok(Layers::Hybrid(hybrid));
     }
     let mut heads = Vec::new();
     let mut latents = Vec::new();
@@ -207,6 +219,7 @@ pub(crate) fn decoder_plan(
         Layers::Latent(layers) => {
             return latent::latent_plan(model, layers, max_rows, max_outputs);
         }
+        Layers::Hybrid(hybrid) => return hybrid_plan(model, hybrid, max_rows, max_outputs),
     };
     let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
@@ -350,7 +363,7 @@ fn mixture(
     b.add("ffn_out", sum, all)
 }
 
-fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
+pub(super) fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
     match factor {
         1.0 => x,
         _ => b.map(name, x, Function::Scale(factor)),

@@ -145,7 +145,9 @@ fn form(experts: &Experts, keys: &Hyperparameters<'_>) -> Result<(Gating, bool, 
         Some(2) => Gating::Sigmoid,
         Some(other) => return Err(keys.invalid(GATING, format!("{other}, expected 1 or 2"))),
     };
-    let normalised = keys.bool("expert_weights_norm")?.unwrap_or(false);
+    let normalised = keys
+        .bool("expert_weights_norm")?
+        .unwrap_or(experts.normalised);
     let scale = keys
         .f32("expert_weights_scale")?
         .filter(|&scale| scale != 0.0);

@@ -114,6 +114,7 @@ pub(super) fn layers(
         soft_cap: None,
         alibi: false,
         rope: Some(rope.clone()),
+        recurrent: None,
     };
     Ok((0..n_layer).map(layer).collect())
 }

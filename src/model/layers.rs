@@ -220,6 +220,46 @@ pub(super) fn layer_weights(
     })
 }
 
+/// The weights of attention alone.
+pub(super) struct AttentionWeights {
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) q_norm: Option<Norm>,
+    pub(super) k_norm: Option<Norm>,
+    pub(super) output: Linear,
+}
+
+/// The attention of a layer with its norms of heads.
+pub(super) fn attention_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    spec: &DecoderSpec,
+    layer: &LayerSpec,
+) -> Result<AttentionWeights> {
+    let hidden = spec.hidden_size;
+    let n_q = layer.n_head * layer.head_dim;
+    let [q, k, v] = attention_inputs(find, architecture, prefix, layer, hidden)?;
+    let mut norm = |name: &str, n_head: usize| {
+        let name = format!("{prefix}{name}");
+        qk_norm(find, architecture, &name, (spec, layer), n_head)
+    };
+    let [q_norm, k_norm] = [
+        norm("attn_q_norm", layer.n_head)?,
+        norm("attn_k_norm", layer.n_head_kv)?,
+    ];
+    let bias = architecture.other_bias;
+    Ok(AttentionWeights {
+        q,
+        k,
+        v,
+        q_norm,
+        k_norm,
+        output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
+    })
+}
+
 /// The feed-forward block of a layer, dense or a mixture of experts.
 pub(super) fn feed_forward_weights(
     find: &mut WeightFinder,

@@ -3,6 +3,7 @@
 mod architectures;
 mod decoder;
 mod expert_spec;
+mod hybrid;
 mod hyperparameters;
 mod latent;
 mod layers;
@@ -18,6 +19,7 @@ mod weights;
 
 pub use architectures::architectures;
 pub use expert_spec::ExpertSpec;
+pub use hybrid::RecurrentSpec;
 pub use latent::LatentSpec;
 pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};

@@ -2,9 +2,10 @@
 
 use super::architectures::{
     self, Architecture, Attention, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale,
-    NormKind, Positions, ResidualScale, RopeLayers, SoftCap, Windows,
+    NormKind, Positions, Recurrence, ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::expert_spec::{self, ExpertSpec};
+use super::hybrid::{self, RecurrentSpec};
 use super::hyperparameters::Hyperparameters;
 use super::latent::{self, LatentSpec};
 use super::rope::RopeSpec;
@@ -77,6 +78,8 @@ pub struct LayerSpec {
     pub alibi: bool,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
+    /// What the layer computes in place of attention, of which it has nothing then: no heads.
+    pub recurrent: Option<RecurrentSpec>,
 }
 
 impl DecoderSpec {
@@ -104,6 +107,9 @@ impl DecoderSpec {
             })?;
         let vocab_size = embedding.n_rows();
         let mut layers = match architecture.attention {
+            _ if architecture.recurrence != Recurrence::None => {
+                hybrid::layers(gguf, architecture, &keys, n_layer, hidden_size)?
+            }
             Attention::Heads => layers(gguf, architecture, &keys, n_layer, hidden_size)?,
             Attention::Latent => latent::layers(gguf, architecture, &keys, n_layer, vocab_size)?,
         };
@@ -294,7 +300,7 @@ fn layers(
     };
     let turns = |layer: usize| match architecture.rope_layers {
         _ if architecture.positions != Positions::Rope => false,
-        RopeLayers::All => true,
+        RopeLayers::All | RopeLayers::UnlessStated => true,
         RopeLayers::AllButEach(n) | RopeLayers::AllButEachWarmed(n, _) => {
             !(layer + 1).is_multiple_of(n)
         }
@@ -306,7 +312,10 @@ fn layers(
             query_temperature: Some(temperature),
             ..global_rope.still()
         }),
-        RopeLayers::All | RopeLayers::AllButEach(_) | RopeLayers::Windowed => None,
+        RopeLayers::All
+        | RopeLayers::AllButEach(_)
+        | RopeLayers::UnlessStated
+        | RopeLayers::Windowed => None,
     };
     let chunk = match architecture.windows {
         Windows::Chunks { tokens, .. } => Some(tokens),
@@ -347,6 +356,7 @@ fn layers(
                     true => Some(global_rope.clone()),
                     false => still_rope.clone(),
                 },
+                recurrent: None,
             })
         })
         .collect()

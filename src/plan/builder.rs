@@ -1,8 +1,10 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
+mod recurrent;
+
 use super::{
     Activation, Buffer, BufferId, EmbedIndex, ExpertGroups, Extent, Function, Gating, Op, Plan,
-    RopeTable, RopeTableId, Step, check::check,
+    RopeTable, RopeTableId, State, Step, check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -14,6 +16,7 @@ pub(crate) struct PlanBuilder<'a> {
     prefix: String,
     buffers: Vec<Buffer>,
     rope_tables: Vec<RopeTable>,
+    states: Vec<State>,
     steps: Vec<Step>,
     layer_outputs: Vec<usize>,
 }
@@ -50,6 +53,7 @@ impl<'a> PlanBuilder<'a> {
             prefix: String::new(),
             buffers: Vec::new(),
             rope_tables: Vec::new(),
+            states: Vec::new(),
             steps: Vec::new(),
             layer_outputs: Vec::new(),
         }
@@ -399,6 +403,7 @@ impl<'a> PlanBuilder<'a> {
             weights,
             buffers,
             rope_tables,
+            states,
             steps,
             layer_outputs,
             ..
@@ -408,6 +413,7 @@ impl<'a> PlanBuilder<'a> {
             max_outputs,
             buffers,
             rope_tables,
+            states,
             steps,
             logits,
             layer_outputs,

@@ -1,6 +1,6 @@
 //! A plan is checked before anything runs it: widths, order, names.
 
-use super::{BufferId, Extent, Op, Plan, experts};
+use super::{BufferId, Extent, Op, Plan, StateId, experts, recurrent};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayer;
 use crate::model::{WeightId, Weights};
@@ -14,6 +14,7 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
     let mut written: BTreeSet<BufferId> = BTreeSet::new();
     let mut names: BTreeSet<&str> = BTreeSet::new();
     let mut stored: BTreeSet<usize> = BTreeSet::new();
+    let mut kept: BTreeSet<StateId> = BTreeSet::new();
     for step in &plan.steps {
         let fail = |what: String| {
             Err(Error::InvalidModel {
@@ -39,6 +40,9 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
         }
         if let Some(what) = mismatch(plan, weights, kv, &stored, &step.op) {
             return fail(what);
+        }
+        if step.op.state().is_some_and(|state| !kept.insert(state)) {
+            return fail("keeps the state of another step".to_owned());
         }
         if let Op::StoreKv { layer, .. } = step.op {
             stored.insert(layer);
@@ -239,6 +243,11 @@ fn mismatch(
         Op::Map { src, dst, .. } => {
             unequal("width", width(dst), width(src)).or_else(|| same_rows(src, dst))
         }
+        Op::CausalConv { .. }
+        | Op::StateScan { .. }
+        | Op::DeltaRule { .. }
+        | Op::GroupNorm { .. }
+        | Op::TakeColumns { .. } => recurrent::mismatch(plan, weights, op),
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
             .or_else(|| of_tokens(src))
             .or_else(|| {

@@ -8,11 +8,14 @@ mod check;
 mod experts;
 #[cfg(test)]
 mod latent_tests;
+mod recurrent;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder, Router};
 pub use experts::{ExpertGroups, Gating};
+pub use recurrent::{Columns, State, StateId};
+pub(crate) use recurrent::{MAX_STATE_SIZE, MAX_TAPS};
 
 use crate::model::{WeightId, Weights};
 use std::borrow::Cow;
@@ -126,6 +129,10 @@ pub enum Activation {
     /// `g * sigmoid(1.702 * g)` of `g = min(x, 7)`; a block gated by it takes `clamp(up, -7, 7) + 1` for `up`
     /// (gpt-oss; llama.cpp, src/llama-graph.cpp).
     ClampedSwiglu,
+    /// `x`: a gate that is a factor.
+    Identity,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// What names a row of an embedding.
@@ -347,6 +354,98 @@ pub enum Op {
         /// `[n_rows, width]`.
         dst: BufferId,
     },
+    /// `dst[row, c] = f(sum_t weight[c, t] * src[row + t + 1 - n_taps, c] (+ bias[c]))`, each channel for itself. The rows
+    /// in front of the batch are those of the state, which has the last `n_taps - 1` of all.
+    CausalConv {
+        /// `[n_rows, n_channels]`.
+        src: BufferId,
+        /// `[n_channels, n_taps]`.
+        weight: WeightId,
+        /// `[n_channels]`.
+        bias: Option<WeightId>,
+        /// Rows that a result is made of, its own included.
+        n_taps: usize,
+        /// `f`.
+        activation: Activation,
+        /// `[n_taps - 1, n_channels]`.
+        state: StateId,
+        /// `[n_rows, n_channels]`.
+        dst: BufferId,
+    },
+    /// The selective state space of each head (arXiv:2312.00752, algorithm 2; arXiv:2405.21060, section 2). Row by row, with
+    /// `step = softplus(dt[h])` and group `g = h / (n_head / n_group)`: `state[h, i, n] = state[h, i, n] * exp(step * a[h, n])
+    /// + step * x[h, i] * b[g, n]` and `dst[h, i] = sum_n state[h, i, n] * c[g, n] + d[h] * x[h, i]`.
+    StateScan {
+        /// `[n_rows, n_head * head_dim]`.
+        x: Columns,
+        /// `[n_rows, n_head]`.
+        dt: BufferId,
+        /// `[n_rows, n_group * n_state]`.
+        b: Columns,
+        /// `[n_rows, n_group * n_state]`.
+        c: Columns,
+        /// `[n_head, n_state]`, or `[n_head]` for all of a head.
+        a: WeightId,
+        /// `[n_head]`.
+        d: WeightId,
+        /// Groups of heads.
+        n_group: usize,
+        /// `[n_head, head_dim, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * head_dim]`.
+        dst: BufferId,
+    },
+    /// The gated delta rule of each head (arXiv:2412.06464, equation 10). Row by row, with queries and keys divided by the root of
+    /// their sum of squares plus `eps`: `state *= exp(a[h] * softplus(alpha[h] + bias[h]))`,
+    /// `state += sigmoid(beta[h]) * (v - state k) k^T` and `dst = state q / sqrt(n_state)`.
+    DeltaRule {
+        /// `[n_rows, (2 * n_head_k + n_head) * n_state]`: queries, keys, values.
+        qkv: BufferId,
+        /// `[n_rows, n_head]`.
+        alpha: BufferId,
+        /// `[n_rows, n_head]`.
+        beta: BufferId,
+        /// `[n_head]`.
+        a: WeightId,
+        /// `[n_head]`.
+        bias: WeightId,
+        /// Heads of queries and of keys.
+        n_head_k: usize,
+        /// Whether head `h` has the keys of head `h % n_head_k`, else those of `h / (n_head / n_head_k)`.
+        is_tiled: bool,
+        /// Added to sums of squares.
+        eps: f32,
+        /// `[n_head, n_state, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * n_state]`.
+        dst: BufferId,
+    },
+    /// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `group` elements, each with weights of its own.
+    GroupNorm {
+        /// `[n_rows, n_groups * group]`.
+        src: BufferId,
+        /// `[n_groups * group]`.
+        weight: WeightId,
+        /// Elements that are normalised together.
+        group: usize,
+        /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst[row, g * length + i] = src[row, g * period + first + i]`, `i < length`.
+    TakeColumns {
+        /// `[n_rows, n_groups * period]`.
+        src: BufferId,
+        /// Of the columns of each group the first that is taken.
+        first: usize,
+        /// How many are taken.
+        length: usize,
+        /// Columns of a group.
+        period: usize,
+        /// `[n_rows, n_groups * length]`.
+        dst: BufferId,
+    },
     /// `dst = a + b`.
     Add {
         /// `[n_rows, width]`.
@@ -383,6 +482,11 @@ impl Op {
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
             | Op::Map { dst, .. }
+            | Op::CausalConv { dst, .. }
+            | Op::StateScan { dst, .. }
+            | Op::DeltaRule { dst, .. }
+            | Op::GroupNorm { dst, .. }
+            | Op::TakeColumns { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -396,6 +500,9 @@ impl Op {
             Op::RmsNorm { src, .. }
             | Op::LayerNorm { src, .. }
             | Op::Map { src, .. }
+            | Op::CausalConv { src, .. }
+            | Op::GroupNorm { src, .. }
+            | Op::TakeColumns { src, .. }
             | Op::MatMul { src, .. }
             | Op::HeadMatMul { src, .. }
             | Op::Rope { src, .. }
@@ -409,6 +516,10 @@ impl Op {
             Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
             Op::WeighSlots { src, weights, .. } => vec![src, weights],
             Op::WeightedSum { src, weights, .. } => [src].into_iter().chain(weights).collect(),
+            Op::StateScan { x, dt, b, c, .. } => vec![x.buffer, dt, b.buffer, c.buffer],
+            Op::DeltaRule {
+                qkv, alpha, beta, ..
+            } => vec![qkv, alpha, beta],
         }
     }
 }
@@ -455,6 +566,8 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     /// Every rope table, by [`RopeTableId`].
     pub rope_tables: Vec<RopeTable>,
+    /// Every state, by [`StateId`].
+    pub states: Vec<State>,
     /// In the order of execution.
     pub steps: Vec<Step>,
     /// `[n_outputs, vocab_size]`.

@@ -1,5 +1,7 @@
 //! A good plan with one step that is wrong: the check must refuse it and name the step.
 
+mod recurrent;
+
 use super::Extent::{Outputs, Tokens};
 use super::check::check;
 use super::{

@@ -49,7 +49,7 @@ impl Session {
                 executor.cached_rows(layer, batch)
             })?;
             while session.n_cached < session.tokens.len() {
-                let is_last = session.n_cached + max_rows >= session.tokens.len();
+                let is_last = session.batch_end(max_rows) == session.tokens.len();
                 session.run_batch(max_rows, outputs_of(is_last), |executor, batch, logits| {
                     let mut record = |seen: &Observation<'_>| recorder.record(batch, seen);
                     executor.run(batch, logits, Some(&mut record))

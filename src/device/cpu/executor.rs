@@ -3,8 +3,9 @@
 use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
-use super::{elementwise, experts, heads, matmul};
+use super::{elementwise, experts, heads, matmul, recurrent};
 use crate::device::memory::{Charge, Purpose};
+use crate::device::recurrent::{delta_shape, scan_shape};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
@@ -12,7 +13,7 @@ use crate::device::{Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::KvLayout;
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub(super) struct CpuExecutor {
     /// For each rope table the angles of the batch, `[max_rows, n_dims]`.
     angles: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    states: Vec<Vec<f32>>,
     watch: Watch,
     _charges: [Charge; 2],
 }
@@ -47,9 +49,12 @@ impl CpuExecutor {
         let scratch_bytes = bytes(&buffers) + bytes(&angles);
         CpuExecutor {
             _charges: [
-                shared.ledger.charge(Purpose::Cache, kv.total_bytes()),
+                shared
+                    .ledger
+                    .charge(Purpose::Cache, kv.total_bytes() + plan.state_bytes()),
                 shared.ledger.charge(Purpose::Scratch, scratch_bytes),
             ],
+            states: plan.states.iter().map(|s| vec![0.0; s.len]).collect(),
             shared,
             plan,
             buffers,
@@ -89,12 +94,27 @@ impl CpuExecutor {
         }
         let width = self.plan.buffer(dst).width;
         let mut out = mem::take(&mut self.buffers[dst.0]);
-        self.compute(op, batch, width, &mut out[..n_rows * width]);
+        let taken = op.state().map(|id| mem::take(&mut self.states[id.0]));
+        let mut state = taken.unwrap_or_default();
+        if batch.position == 0 {
+            state.fill(0.0);
+        }
+        self.compute(op, batch, width, &mut state, &mut out[..n_rows * width]);
+        if let Some(id) = op.state() {
+            self.states[id.0] = state;
+        }
         self.buffers[dst.0] = out;
     }
 
-    /// Computes the rows `out` of width `width`.
-    fn compute(&self, op: &Op, batch: &Batch<'_>, width: usize, out: &mut [f32]) {
+    /// Computes the rows `out` of width `width`, and what becomes of the op's state.
+    fn compute(
+        &self,
+        op: &Op,
+        batch: &Batch<'_>,
+        width: usize,
+        state: &mut [f32],
+        out: &mut [f32],
+    ) {
         let Shared { weights, simd, .. } = &*self.shared;
         let simd = *simd;
         let buffer = |id: BufferId| self.buffer(id, batch);
@@ -248,6 +268,69 @@ impl CpuExecutor {
             Op::Map { src, function, .. } => {
                 elementwise::map(function, width, buffer(src), out);
             }
+            Op::CausalConv {
+                src,
+                weight,
+                bias,
+                activation,
+                ..
+            } => {
+                let bias = bias.map(|bias| weights.vector(bias));
+                let weight = weights.vector(weight);
+                recurrent::causal_conv(weight, bias, activation, buffer(src), state, out);
+            }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: weights.vector(a),
+                        d: weights.vector(d),
+                    };
+                    recurrent::state_scan(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: weights.vector(a),
+                        bias: weights.vector(bias),
+                    };
+                    recurrent::delta_rule(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = weights.vector(weight);
+                recurrent::group_norm(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);
@@ -273,6 +356,7 @@ impl CpuExecutor {
             step,
             values,
             width,
+            state: step.op.state().map(|id| self.states[id.0].as_slice()),
         })
     }
 
@@ -353,6 +437,11 @@ impl Stepwise for CpuExecutor {
 
     fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
         Ok(CpuExecutor::cached_rows(self, layer, batch))
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.states[id.0].copy_from_slice(values);
+        Ok(())
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

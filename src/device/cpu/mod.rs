@@ -11,6 +11,7 @@ mod executor;
 mod experts;
 mod heads;
 mod matmul;
+mod recurrent;
 mod simd;
 #[cfg(test)]
 mod tests;

@@ -315,6 +315,38 @@ impl GpuExecutor {
         }
     }
 
+    /// The state that a step keeps, where it keeps one.
+    fn state(&self, op: &Op) -> Result<Option<Vec<f32>>> {
+        let state = op.state().map(|id| &self.buffers.states[id.0]);
+        let read = state.map(|state| self.shared.context.read_buffer(state, 0, state.size()));
+        Ok(read
+            .transpose()?
+            .map(|bytes| bytemuck::pod_collect_to_vec(&bytes)))
+    }
+
+    /// Copies of all states, or these put back.
+    fn copy_states(&self, from: &[Buffer], to: &[Buffer]) -> Result<()> {
+        let context = &self.shared.context;
+        context.scoped("copy of the states", || {
+            let mut encoder = context.encoder("copy of the states");
+            for (from, to) in from.iter().zip(to) {
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size());
+            }
+            context.queue.submit([encoder.finish()]);
+        })
+    }
+
+    /// Room for copies of all states.
+    fn room_for_states(&self) -> Result<Vec<Buffer>> {
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let copy = |(index, state): (usize, &Buffer)| {
+            let label = format!("copy of state {index}");
+            let context = &self.shared.context;
+            context.create_buffer(Purpose::Scratch, &label, state.size(), usage)
+        };
+        self.buffers.states.iter().enumerate().map(copy).collect()
+    }
+
     fn activation(
         &self,
         id: BufferId,
@@ -408,10 +440,14 @@ impl Executor for GpuExecutor {
         let clock = timestamps::clock(context)?;
         let rows = Rows::of(batch);
         self.write_batch(batch)?;
+        // The batch runs twice.
+        let states = self.room_for_states()?;
+        self.copy_states(&self.buffers.states, &states)?;
         let mut total = Duration::ZERO;
         for steps in self.submissions(rows) {
             total += timestamps::time_all(context, &dispatches(steps, rows).collect::<Vec<_>>())?;
         }
+        self.copy_states(&states, &self.buffers.states)?;
         let mut times = Vec::new();
         for steps in self.submissions(rows) {
             let timed: Vec<_> = dispatches(steps, rows).collect();
@@ -442,7 +478,8 @@ impl Executor for GpuExecutor {
     }
 
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
-        Some(self)
+        // Tokens that run in vain would go into the states.
+        self.plan.states.is_empty().then_some(self)
     }
 }
 

@@ -164,6 +164,18 @@ impl Tampering {
         })
     }
 
+    /// Ones in a state, whenever a single token is about to run.
+    pub(crate) fn poisoned_state(state: usize) -> Tampering {
+        Tampering::batch(move |executor, batch| {
+            if batch.n_rows() == 1 && batch.position > 0 {
+                let state = &executor.buffers.states[state];
+                let ones = vec![1.0f32; state.size() as usize / 4];
+                let queue = &executor.shared.context.queue;
+                queue.write_buffer(state, 0, bytemuck::cast_slice(&ones));
+            }
+        })
+    }
+
     /// The device is lost when the first token behind a prompt is about to run.
     pub(crate) fn lost_device() -> Tampering {
         Tampering::batch(|executor, batch| {

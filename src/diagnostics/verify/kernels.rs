@@ -209,6 +209,41 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
         ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
         Op::Map { function, .. } => format!("{function:?}"),
+        Op::CausalConv {
+            bias,
+            n_taps,
+            activation,
+            ..
+        } => format!("{n_taps} {activation:?} {}", bias.is_some()),
+        Op::StateScan {
+            dt,
+            a,
+            n_group,
+            dst,
+            ..
+        } => {
+            let [n_head, width] = [dt, dst].map(|id| plan.buffer(id).width);
+            format!("{width} in {n_head} {n_group} {}", of_weight(a))
+        }
+        Op::DeltaRule {
+            alpha,
+            n_head_k,
+            is_tiled,
+            eps,
+            ..
+        } => {
+            let n_head = plan.buffer(alpha).width;
+            format!("{n_head} of {n_head_k} {is_tiled} {eps}")
+        }
+        Op::GroupNorm {
+            weight, group, eps, ..
+        } => format!("{} {group} {eps}", of_weight(weight)),
+        Op::TakeColumns {
+            first,
+            length,
+            period,
+            ..
+        } => format!("{first} {length} {period}"),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();
@@ -239,16 +274,17 @@ impl Prober<'_> {
                 .map(|step| &step.op)
         };
         let minds_positions = ops().any(|op| {
-            matches!(
-                op,
-                Op::Rope { .. }
-                    | Op::StoreKv { .. }
-                    | Op::Attention { .. }
-                    | Op::Embed {
-                        index: EmbedIndex::Position,
-                        ..
-                    }
-            )
+            op.state().is_some()
+                || matches!(
+                    op,
+                    Op::Rope { .. }
+                        | Op::StoreKv { .. }
+                        | Op::Attention { .. }
+                        | Op::Embed {
+                            index: EmbedIndex::Position,
+                            ..
+                        }
+                )
         });
         let positions = match (minds_positions, depth, batch.n_rows()) {
             (false, ..) => &POSITIONS[..1],
@@ -332,6 +368,11 @@ impl Prober<'_> {
             }
             if let Op::Attention { layer, .. } = step.op {
                 self.give_cache(executor, batch, layer, input)?;
+            }
+            if let Some(id) = step.op.state() {
+                let state = values(&mut self.random, input, plan.states[id.0].len);
+                executor.set_state(id, &state)?;
+                self.judge.reference.replace_state(id, &state);
             }
             written.extend(step.op.dst());
         }

@@ -114,6 +114,8 @@ fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
         Activation::Silu,
         Activation::GeluTanh,
         Activation::ClampedSwiglu,
+        Activation::Identity,
+        Activation::Sigmoid,
     ];
     for (variant, activation, has_f16) in variants.into_iter().flat_map(|variant| {
         let both = |has_f16| activations.map(|activation| (variant, activation, has_f16));
@@ -142,8 +144,13 @@ fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
             ],
         );
         let more = f64::from(u8::from(activation == Activation::ClampedSwiglu));
-        let bound =
-            |i: usize| GATED_BOUND * f64::from(gate[i]).abs() * (f64::from(up[i]).abs() + more);
+        let bound = |i: usize| {
+            let gate = match activation {
+                Activation::Sigmoid => 1.0,
+                _ => f64::from(gate[i]).abs(),
+            };
+            GATED_BOUND * gate * (f64::from(up[i]).abs() + more)
+        };
         let shape = (n_rows, width, activation);
         let got = unpadded(&buffers[2], width);
         assert_close("gated_activation", seed, &shape, &got, &want, bound);

@@ -11,6 +11,7 @@ mod layer_norm;
 mod map;
 mod matrix;
 mod quantize;
+mod recurrent;
 mod sample;
 mod sentinel;
 mod translate;

@@ -4,10 +4,10 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
-    gated_activation, head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec,
-    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
-    store_kv, weigh_slots, weighted_sum,
+    attention_few, causal_conv, choose_experts, delta_rule, embed, expert_matvec, expert_weights,
+    f16_rows, gated_activation, group_norm, head_matvec, layer_norm, logit_maxima, map, matmul,
+    matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
+    select_outputs, sentinel, state_scan, store_kv, take_columns, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -57,6 +57,55 @@ fn params_members(kernel: &Kernel) -> Members {
             window,
             has_int8,
             soft_cap
+        }),
+        "causal_conv" => members!(causal_conv::Params {
+            n_channels,
+            stride,
+            n_taps,
+            activation,
+            has_bias
+        }),
+        "state_scan" => members!(state_scan::Params {
+            n_head,
+            head_dim,
+            n_state,
+            n_group,
+            x_stride,
+            x_first,
+            b_stride,
+            b_first,
+            c_stride,
+            c_first,
+            dt_stride,
+            dst_stride,
+            n_lanes,
+            has_a_of_each
+        }),
+        "delta_rule" => members!(delta_rule::Params {
+            n_head,
+            n_head_k,
+            n_state,
+            qkv_stride,
+            gate_stride,
+            dst_stride,
+            n_lanes,
+            is_tiled,
+            eps,
+            scale
+        }),
+        "group_norm" => members!(group_norm::Params {
+            group,
+            n_groups,
+            stride,
+            eps
+        }),
+        "take_columns" => members!(take_columns::Params {
+            width,
+            src_stride,
+            dst_stride,
+            first,
+            length,
+            period
         }),
         "choose_experts" => members!(choose_experts::Params {
             n_expert,

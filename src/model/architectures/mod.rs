@@ -126,6 +126,8 @@ pub(super) enum RopeLayers {
     AllButEach(usize),
     /// The same; queries of the others have a temperature.
     AllButEachWarmed(usize, QueryTemperature),
+    /// All, unless `rope.scaling.finetuned` is false.
+    UnlessStated,
     /// The windowed ones; all where the model has no window.
     Windowed,
 }
@@ -237,6 +239,30 @@ pub(super) struct Experts {
     pub(super) shared: SharedExpert,
 }
 
+/// The heads of keys that the heads of values of a gated delta net have, where these are more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyHeads {
+    /// In turn, over and over.
+    Tiled,
+    /// Neighbours have one; the products that give their decays and rates are one matrix.
+    Grouped,
+}
+
+/// What layers without attention compute instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recurrence {
+    /// There are none.
+    None,
+    /// Layers without key-value heads are short convolutions; the last norm is called `token_embd_norm`.
+    ShortConv,
+    /// Layers without key-value heads are selective state spaces.
+    Mamba,
+    /// Likewise, with one decay a head.
+    Mamba2,
+    /// All but each so-many-th layer are gated delta nets, and the others' attention is gated.
+    DeltaNet(KeyHeads),
+}
+
 /// One row of the table.
 #[derive(Debug)]
 pub(super) struct Architecture {
@@ -279,6 +305,7 @@ pub(super) struct Architecture {
     pub(super) qk_norm: QkNorm,
     /// Whether each head has a score without a value.
     pub(super) has_sinks: bool,
+    pub(super) recurrence: Recurrence,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
     pub(super) hidden_scale_at_layers: Option<usize>,
 }

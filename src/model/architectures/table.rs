@@ -1,9 +1,9 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
-    LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
-    RopeLayers, SharedExpert, SoftCap, Windows,
+    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, KeyHeads,
+    LocalRope, LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence, ResidualScale,
+    RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
 };
 use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
@@ -37,6 +37,7 @@ const LLAMA: Architecture = Architecture {
     norms: Norms::Before,
     qk_norm: QkNorm::None,
     has_sinks: false,
+    recurrence: Recurrence::None,
     hidden_scale_at_layers: None,
 };
 
@@ -89,6 +90,27 @@ const BIASED: Architecture = Architecture {
     feed_forward: FeedForward::Plain,
     norm: NormKind::Layer(Presence::Required),
     other_bias: Presence::Optional,
+    ..HALVES
+};
+
+/// src/models/lfm2.cpp
+const LFM2: Architecture = Architecture {
+    name: "lfm2",
+    models: "LFM2",
+    qkv_bias: Presence::Absent,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::ShortConv,
+    ..HALVES
+};
+
+/// src/models/qwen35.cpp
+const QWEN35: Architecture = Architecture {
+    name: "qwen35",
+    models: "Qwen 3.5 (text)",
+    qkv_bias: Presence::Absent,
+    norms: Norms::BeforeByAnotherName,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::DeltaNet(KeyHeads::Tiled),
     ..HALVES
 };
 
@@ -206,6 +228,7 @@ pub(super) const TABLE: &[Architecture] = &[
             gating: Gating::Sigmoid,
             is_stated: true,
             has_dense_layers: true,
+            normalised: false,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
             ..EXPERTS
@@ -481,5 +504,70 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Nemotron 4, Minitron",
         activation: Activation::ReluSquared,
         ..BIASED
+    },
+    LFM2,
+    Architecture {
+        name: "lfm2moe",
+        models: "LFM2 (mixtures of experts)",
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            is_stated: true,
+            has_dense_layers: true,
+            choice_bias: Presence::Required,
+            ..EXPERTS
+        }),
+        ..LFM2
+    },
+    // src/models/mamba.cpp
+    Architecture {
+        name: "mamba",
+        models: "Mamba",
+        recurrence: Recurrence::Mamba,
+        ..LLAMA
+    },
+    // src/models/mamba2.cpp
+    Architecture {
+        name: "mamba2",
+        models: "Mamba 2",
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    // src/models/granite-hybrid.cpp
+    Architecture {
+        name: "granitehybrid",
+        models: "Granite 4",
+        rope_layers: RopeLayers::UnlessStated,
+        rope_divisors: RopeDivisors::None,
+        embedding_scale: EmbeddingScale::Stated(1.0),
+        residual_scale: ResidualScale::Stated,
+        logit_scale: LogitScale::Divides,
+        experts: Some(Experts {
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    QWEN35,
+    // src/models/qwen35moe.cpp
+    Architecture {
+        name: "qwen35moe",
+        models: "Qwen 3.5 (mixtures of experts, text)",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        ..QWEN35
+    },
+    // src/models/qwen3next.cpp
+    Architecture {
+        name: "qwen3next",
+        models: "Qwen 3 Next",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::DeltaNet(KeyHeads::Grouped),
+        ..QWEN35
     },
 ];

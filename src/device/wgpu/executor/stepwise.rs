@@ -7,7 +7,7 @@ use crate::device::{Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels::row_stride;
 use crate::kv_cache::KvType;
-use crate::plan::{Batch, BufferId, Op};
+use crate::plan::{Batch, BufferId, Op, StateId};
 use half::f16;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -67,11 +67,13 @@ impl Stepwise for GpuExecutor {
                 context.queue.submit([encoder.finish()]);
             })?;
             let (values, width) = self.written(index, step, batch)?;
+            let state = self.state(&step.op)?;
             observer(&Observation {
                 index,
                 step,
                 values: &values,
                 width,
+                state: state.as_deref(),
             })?;
         }
         Ok(())
@@ -94,6 +96,16 @@ impl Stepwise for GpuExecutor {
 
     fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
         self.keys_and_values(layer, batch)
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        let context = &self.shared.context;
+        context.scoped("upload of a state", || {
+            let state = &self.buffers.states[id.0];
+            context
+                .queue
+                .write_buffer(state, 0, bytemuck::cast_slice(values));
+        })
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

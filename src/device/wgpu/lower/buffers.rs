@@ -10,7 +10,7 @@ use crate::kernels::attention_few::{self, Heads};
 use crate::kernels::sentinel::Slot;
 use crate::kernels::{BatchParams, quantize, row_stride};
 use crate::kv_cache::KvLayout;
-use crate::plan::{BufferId, Op, Plan, Step};
+use crate::plan::{BufferId, Op, Plan, State, Step};
 
 /// The buffers of one session.
 pub(in crate::device::wgpu) struct SessionBuffers {
@@ -27,6 +27,8 @@ pub(in crate::device::wgpu) struct SessionBuffers {
     pub(in crate::device::wgpu) partials: Option<Buffer>,
     /// Keys and values of each layer.
     pub(in crate::device::wgpu) caches: Vec<[Buffer; 2]>,
+    /// By [`StateId`](crate::plan::StateId): `[len] f32`.
+    pub(in crate::device::wgpu) states: Vec<Buffer>,
     /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
     pub(in crate::device::wgpu) f16_rows: Option<[Buffer; 2]>,
     /// `[n_layers]` [`Slot`]s, what sentinels have seen of the result of each layer.
@@ -63,12 +65,17 @@ impl SessionBuffers {
             )
         };
         let cache = |layer: usize| -> Result<[Buffer; 2]> {
-            let [keys, values] = kv.layer_bytes(layer);
-            let create = |name: &str, bytes| {
+            // A layer without attention keeps none.
+            let create = |name: &str, bytes: u64| {
                 let label = format!("blk.{layer}.{name}");
-                create_for(Purpose::Cache, &label, bytes, storage)
+                create_for(Purpose::Cache, &label, bytes.max(4), storage)
             };
+            let [keys, values] = kv.layer_bytes(layer);
             Ok([create("keys", keys)?, create("values", values)?])
+        };
+        let state = |state: &State| {
+            let label = format!("{} state", state.name);
+            create_for(Purpose::Cache, &label, state.len as u64 * 4, storage)
         };
         let int8 = |index: usize| -> Result<Option<Buffer>> {
             let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
@@ -126,6 +133,7 @@ impl SessionBuffers {
             caches: (0..kv.layers.len())
                 .map(cache)
                 .collect::<Result<Vec<_>>>()?,
+            states: plan.states.iter().map(state).collect::<Result<Vec<_>>>()?,
             f16_rows: choice.matrix.map(|_| f16_rows()).transpose()?,
             sentinels: create(
                 "sentinels",

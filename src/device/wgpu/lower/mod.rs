@@ -5,6 +5,7 @@ mod experts;
 mod few;
 mod fuse;
 mod heads;
+mod recurrent;
 mod steps;
 #[cfg(test)]
 mod tests;

@@ -183,6 +183,11 @@ impl<'a> Lowering<'a> {
                 let params = Params::new(self.width(dst), function);
                 vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
             }
+            Op::CausalConv { .. }
+            | Op::StateScan { .. }
+            | Op::DeltaRule { .. }
+            | Op::GroupNorm { .. }
+            | Op::TakeColumns { .. } => self.recurrent(index, op),
             // The product in front of it has added its residual.
             Op::Add { .. } if self.residual_of(index.wrapping_sub(1)).is_some() => Vec::new(),
             Op::Add { a, b, dst } => {
