@@ -317,6 +317,7 @@ fn op_name(op: &Op) -> &'static str {
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
         Op::Map { .. } => "map",
+        Op::Columns { .. } => "columns",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }

@@ -191,9 +191,14 @@ impl ReferenceExecutor {
                 kernels::embed::twin(&row, &indices, scale, out);
             }
             Op::RmsNorm {
-                src, weight, eps, ..
+                src,
+                weight,
+                group,
+                eps,
+                ..
             } => {
-                kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
+                let weight = weight.map(|weight| self.weights.vector(weight));
+                kernels::rms_norm::twin(buffer(src), group, weight.as_deref(), eps, out);
             }
             Op::LayerNorm {
                 src,
@@ -243,11 +248,13 @@ impl ReferenceExecutor {
                 gating,
                 normalised,
                 scale,
+                factors,
                 ..
             } => {
                 let n_expert = self.plan.buffer(logits).width;
                 let (logits, chosen) = (buffer(logits), buffer(chosen));
-                let form = (normalised, scale);
+                let factors = factors.map(|factors| self.weights.vector(factors));
+                let form = (normalised, scale, factors.as_deref());
                 kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
             }
             Op::ExpertMatMul {
@@ -291,6 +298,7 @@ impl ReferenceExecutor {
                 layer,
                 n_head,
                 scale,
+                causal,
                 window,
                 soft_cap,
                 alibi,
@@ -302,6 +310,8 @@ impl ReferenceExecutor {
                     n_head_kv: self.kv.layers[layer].n_head_kv,
                     head_dim: self.kv.layers[layer].head_dim,
                     position: batch.position,
+                    n_rows: batch.n_rows(),
+                    causal,
                     window,
                     scale,
                     soft_cap,
@@ -323,6 +333,10 @@ impl ReferenceExecutor {
             }
             Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
+            Op::Columns { src, first, dst } => {
+                let widths = [src, dst].map(|id| self.plan.buffer(id).width);
+                kernels::columns::twin(buffer(src), widths, first, out);
+            }
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
     }

@@ -139,12 +139,15 @@ impl Cost {
             Op::Attention {
                 layer,
                 n_head,
+                causal,
                 window,
                 ..
             } => {
                 let end = batch.position + batch.n_rows();
-                let visible =
-                    |position: usize| (position + 1 - first_visible(position, window)) as u64;
+                let visible = |position: usize| match causal {
+                    true => (position + 1 - first_visible(position, window)) as u64,
+                    false => end as u64,
+                };
                 let pairs: u64 = (batch.position..end).map(visible).sum();
                 let positions = (end - first_visible(batch.position, window)) as u64;
                 Cost {
@@ -161,6 +164,7 @@ impl Cost {
             | Op::ExpertWeights { .. }
             | Op::WeightedSum { .. }
             | Op::Add { .. }
+            | Op::Columns { .. }
             | Op::SelectOutputs { .. } => Cost::default(),
         }
     }

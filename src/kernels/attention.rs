@@ -1,4 +1,4 @@
-//! Causal attention of each query head over a layer's cache.
+//! Attention of each query head over a layer's cache.
 
 use super::{Access, Kernel, Uses, map, row_stride};
 use crate::kv_cache::first_visible;
@@ -17,7 +17,7 @@ pub(crate) struct Params {
     pub(crate) window: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
-    /// [`ALIBI`], [`SINKS`] or both.
+    /// Of [`ALIBI`], [`SINKS`] and [`BOTH_WAYS`] those that hold.
     pub(crate) of_heads: u32,
 }
 
@@ -26,6 +26,9 @@ const ALIBI: u32 = 1;
 
 /// Each head has a score without a value.
 const SINKS: u32 = 2;
+
+/// Queries see keys behind their own too.
+const BOTH_WAYS: u32 = 4;
 
 /// What attends to what.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +40,10 @@ pub(crate) struct Shape {
     pub(crate) head_dim: usize,
     /// Of the first row; the kernel has it from the batch.
     pub(crate) position: usize,
+    /// Of the batch; likewise.
+    pub(crate) n_rows: usize,
+    /// Whether queries see no key behind their own; where not, they see those of the whole batch.
+    pub(crate) causal: bool,
     /// Multiplies the dot products.
     pub(crate) scale: f32,
     /// Key `j` is visible to query `i` where `0 <= i - j < window`.
@@ -67,7 +74,9 @@ impl Params {
             scale: shape.scale,
             window: shape.window_or_max(),
             soft_cap: shape.soft_cap.unwrap_or(0.0),
-            of_heads: ALIBI * u32::from(shape.alibi) + SINKS * u32::from(shape.has_sinks),
+            of_heads: ALIBI * u32::from(shape.alibi)
+                + SINKS * u32::from(shape.has_sinks)
+                + BOTH_WAYS * u32::from(!shape.causal),
         }
     }
 }
@@ -166,7 +175,11 @@ fn exponentials(
     keys: &[f32],
 ) -> (RangeInclusive<usize>, Vec<f64>, f64) {
     let position = shape.position + row;
-    let visible = first_visible(position, shape.window)..=position;
+    let last = match shape.causal {
+        true => position,
+        false => shape.position + shape.n_rows.saturating_sub(1),
+    };
+    let visible = first_visible(position, shape.window)..=last;
     let mut weights: Vec<f64> = visible
         .clone()
         .map(|key| {

@@ -1,5 +1,6 @@
 // attention: dst = softmax(scale * q . keys) . values over the visible keys, for each head; scores capped where
-//   soft_cap, and lowered by distance where ALIBI; where SINKS each head has one more score, without a value
+//   soft_cap, and lowered by distance where ALIBI; where SINKS each head has one more score, without a value; where
+//   BOTH_WAYS all keys up to the end of the batch are visible
 // twin: attention::twin
 // shapes: q, dst [n_rows, n_head, head_dim], keys, values [capacity, n_head_kv, head_dim];
 //   head_dim is a multiple of 4, at most 512
@@ -17,7 +18,7 @@ struct Params {
     scale: f32,
     window: u32, // keys that a query sees, its own included
     soft_cap: f32, // on scores; 0 for none
-    of_heads: u32, // ALIBI, SINKS or both
+    of_heads: u32, // those of ALIBI, SINKS and BOTH_WAYS that hold
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -29,6 +30,7 @@ struct Params {
 
 const ALIBI: u32 = 1u; // distance lowers scores
 const SINKS: u32 = 2u;
+const BOTH_WAYS: u32 = 4u; // neither a window nor ALIBI
 
 const MAX_QUADS: u32 = 128u; // of a head; at most two for each invocation
 const LOWEST: f32 = -1e30;   // below every score
@@ -58,7 +60,10 @@ fn main(
 
     let position_stride = p.n_head_kv * n_quads;
     let head_start = head / (p.n_head / p.n_head_kv) * n_quads;
-    let end = batch.position + row + 1u;
+    var end = batch.position + row + 1u;
+    if (p.of_heads & BOTH_WAYS) != 0u {
+        end = batch.position + batch.n_rows;
+    }
     let first = end - min(p.window, end);
 
     // An invocation scores one key of a tile, then sums quad `quad` of the values (and `far_quad` in

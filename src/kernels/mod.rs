@@ -10,6 +10,7 @@ pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
 pub(crate) mod choose_experts;
+pub(crate) mod columns;
 mod constants;
 pub(crate) mod embed;
 pub(crate) mod expert_matvec;
@@ -196,13 +197,14 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 27] = [
+pub(crate) const ALL: [&Kernel; 28] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
     &choose_experts::KERNEL,
+    &columns::KERNEL,
     &embed::KERNEL,
     &expert_matvec::KERNEL,
     &expert_weights::KERNEL,

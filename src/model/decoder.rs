@@ -257,6 +257,7 @@ fn mixture(
         groups: spec.groups,
         normalised: spec.normalised,
         scale: spec.scale,
+        factors: None,
     };
     let [chosen, weights] = b.route(logits, w.choice_bias, router);
     let gate = b.expert_matmul("ffn_moe_gate", x, chosen, w.gate, spec.n_expert);
@@ -310,6 +311,7 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
         layer: index,
         n_head: layer.n_head,
         scale: layer.attention_scale,
+        causal: true,
         window: layer.window,
         soft_cap: layer.soft_cap,
         alibi: layer.alibi,

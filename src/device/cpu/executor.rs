@@ -111,9 +111,14 @@ impl CpuExecutor {
                 });
             }
             Op::RmsNorm {
-                src, weight, eps, ..
+                src,
+                weight,
+                group,
+                eps,
+                ..
             } => {
-                elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
+                let weight = weight.map(|weight| weights.vector(weight));
+                elementwise::rms_norm(simd, group, buffer(src), weight, eps, out);
             }
             Op::LayerNorm {
                 src,
@@ -158,11 +163,12 @@ impl CpuExecutor {
                 gating,
                 normalised,
                 scale,
+                factors,
                 ..
             } => {
                 let n_expert = self.plan.buffer(logits).width;
                 let (logits, chosen) = (buffer(logits), buffer(chosen));
-                let form = (normalised, scale);
+                let form = (normalised, scale, factors.map(|id| weights.vector(id)));
                 kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
             }
             Op::ExpertMatMul {
@@ -204,6 +210,7 @@ impl CpuExecutor {
                 layer,
                 n_head,
                 scale,
+                causal,
                 window,
                 soft_cap,
                 alibi,
@@ -218,6 +225,7 @@ impl CpuExecutor {
                     alibi,
                     sinks: sinks.map(|sinks| weights.vector(sinks)),
                     position: batch.position,
+                    end: (!causal).then_some(batch.position + batch.n_rows()),
                 };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
             }
@@ -233,6 +241,10 @@ impl CpuExecutor {
                 elementwise::map(function, width, buffer(src), out);
             }
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
+            Op::Columns { src, first, .. } => {
+                let src_width = self.plan.buffer(src).width;
+                elementwise::columns(width, (buffer(src), src_width), first, out);
+            }
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);
                 out.copy_from_slice(&src[src.len() - out.len()..]);

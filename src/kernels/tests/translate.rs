@@ -4,7 +4,7 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
+    attention_few, choose_experts, columns, embed, expert_matvec, expert_weights, f16_rows,
     gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
     matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
     weighted_sum,
@@ -85,7 +85,14 @@ fn params_members(kernel: &Kernel) -> Members {
             is_sigmoid,
             is_normalised,
             scale,
-            least_sum
+            least_sum,
+            has_factors
+        }),
+        "columns" => members!(columns::Params {
+            width,
+            stride,
+            src_stride,
+            first
         }),
         "weighted_sum" => members!(weighted_sum::Params {
             width,
@@ -97,7 +104,7 @@ fn params_members(kernel: &Kernel) -> Members {
             matrix,
             dst_stride,
             scale,
-            by_position,
+            named_by,
             padding
         }),
         "f16_rows" => members!(f16_rows::Params {
@@ -189,7 +196,8 @@ fn params_members(kernel: &Kernel) -> Members {
             n_groups,
             stride,
             eps,
-            rounds
+            rounds,
+            is_plain
         }),
         "rope" => members!(rope::Params {
             n_head,
