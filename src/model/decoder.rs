@@ -1,7 +1,9 @@
-//! The forward pass of the decoder family, once.
+//! A model and its weights; the forward pass of the decoder family, once.
 
-use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
+use super::architectures::{self, Architecture, Family, Positions, Presence, QkNorm, RopeDivisors};
+use super::encoder::{self, EncoderWeights};
 use super::expert_spec::ExpertSpec;
+use super::gemma4::{self, Gemma4Weights};
 use super::layers::{
     DenseWeights, ExpertWeights, FeedForwardWeights, LayerWeights, Linear, Norm, NormForm,
     layer_weights, linear, row_norm,
@@ -18,12 +20,23 @@ use crate::plan::{
 };
 use std::sync::Arc;
 
-/// A decoder's spec with its weights found and checked.
+/// A model's spec with its weights found and checked.
 pub(crate) struct DecoderModel {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
     /// Tokens of a session's context, by which rope may differ.
     pub(crate) context_length: usize,
+    family: FamilyWeights,
+}
+
+/// The weights of each family.
+enum FamilyWeights {
+    Decoder(DecoderWeights),
+    Gemma4(Gemma4Weights),
+    Encoder(EncoderWeights),
+}
+
+struct DecoderWeights {
     norms_after_rope: bool,
     token_embd: WeightId,
     position_embd: Option<WeightId>,
@@ -63,43 +76,14 @@ impl DecoderModel {
             lora.check_architecture(&spec.architecture)?;
         }
         let mut find = WeightFinder::new(gguf, storage, loras);
-        let hidden = spec.hidden_size;
-
-        let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;
-        let position_embd = match architecture.positions {
-            Positions::Rope | Positions::Alibi => None,
-            Positions::Learned => {
-                let n_positions = spec.n_positions.unwrap_or(spec.context_length);
-                Some(find.matrix(POSITIONS, n_positions, hidden)?)
+        let family = match architecture.family {
+            Family::Decoder => {
+                FamilyWeights::Decoder(DecoderWeights::find(&mut find, architecture, &spec)?)
             }
-        };
-        let embedding_norm = match architecture.embedding_norm {
-            true => Some(row_norm(
-                &mut find,
-                architecture,
-                "token_embd_norm",
-                hidden,
-            )?),
-            false => None,
-        };
-        let layers = spec
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| layer_weights(&mut find, architecture, &spec, index, layer))
-            .collect::<Result<Vec<_>>>()?;
-        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
-        let output = if find.has("output.weight") {
-            linear(
-                &mut find,
-                "output",
-                spec.vocab_size,
-                hidden,
-                Presence::Optional,
-            )?
-        } else {
-            // Adapters of the embedding are trained on what it looks up, not on the logits.
-            (find.without_added(token_embd), None)
+            Family::Gemma4 => FamilyWeights::Gemma4(Gemma4Weights::find(&mut find, &spec)?),
+            Family::Encoder => {
+                FamilyWeights::Encoder(EncoderWeights::find(&mut find, architecture, &spec)?)
+            }
         };
         match architecture.rope_divisors {
             RopeDivisors::None => {}
@@ -113,15 +97,9 @@ impl DecoderModel {
         let weights = find.finish()?;
         Ok(DecoderModel {
             context_length: spec.context_length,
-            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
             spec,
             weights,
-            token_embd,
-            position_embd,
-            embedding_norm,
-            layers,
-            output_norm,
-            output,
+            family,
         })
     }
 
@@ -141,15 +119,64 @@ impl DecoderModel {
     /// # Errors
     /// `InvalidArgument` for more layers than there are, or none.
     pub(crate) fn keep_layers(&mut self, n_layer: usize) -> Result<()> {
-        if !(1..=self.layers.len()).contains(&n_layer) {
+        let most = self.spec.layers.len();
+        if !(1..=most).contains(&n_layer) {
             return Err(Error::InvalidArgument {
                 name: "layers",
-                message: format!("{n_layer}, expected 1 to {}", self.layers.len()),
+                message: format!("{n_layer}, expected 1 to {most}"),
             });
         }
-        self.layers.truncate(n_layer);
+        match &mut self.family {
+            FamilyWeights::Decoder(w) => w.layers.truncate(n_layer),
+            FamilyWeights::Gemma4(w) => w.layers.truncate(n_layer),
+            FamilyWeights::Encoder(w) => w.layers.truncate(n_layer),
+        }
         self.spec.layers.truncate(n_layer);
         Ok(())
+    }
+}
+
+impl DecoderWeights {
+    fn find(
+        find: &mut WeightFinder,
+        architecture: &Architecture,
+        spec: &DecoderSpec,
+    ) -> Result<Self> {
+        let hidden = spec.hidden_size;
+        let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;
+        let position_embd = match architecture.positions {
+            Positions::Rope | Positions::Alibi => None,
+            Positions::Learned => {
+                let n_positions = spec.n_positions.unwrap_or(spec.context_length);
+                Some(find.matrix(POSITIONS, n_positions, hidden)?)
+            }
+        };
+        let embedding_norm = match architecture.embedding_norm {
+            true => Some(row_norm(find, architecture, "token_embd_norm", hidden)?),
+            false => None,
+        };
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| layer_weights(find, architecture, spec, index, layer))
+            .collect::<Result<Vec<_>>>()?;
+        let output_norm = row_norm(find, architecture, "output_norm", hidden)?;
+        let output = if find.has("output.weight") {
+            linear(find, "output", spec.vocab_size, hidden, Presence::Optional)?
+        } else {
+            // Adapters of the embedding are trained on what it looks up, not on the logits.
+            (find.without_added(token_embd), None)
+        };
+        Ok(DecoderWeights {
+            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
+            token_embd,
+            position_embd,
+            embedding_norm,
+            layers,
+            output_norm,
+            output,
+        })
     }
 }
 
@@ -163,6 +190,11 @@ pub(crate) fn decoder_plan(
     max_outputs: usize,
 ) -> Result<Plan> {
     let DecoderModel { spec, weights, .. } = model;
+    let decoder = match &model.family {
+        FamilyWeights::Decoder(w) => w,
+        FamilyWeights::Gemma4(w) => return gemma4::plan(model, w, max_rows, max_outputs),
+        FamilyWeights::Encoder(w) => return encoder::plan(model, w, max_rows, max_outputs),
+    };
     let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
 
@@ -173,19 +205,19 @@ pub(crate) fn decoder_plan(
     };
     let mut x = b.embed(
         embedding,
-        model.token_embd,
+        decoder.token_embd,
         EmbedIndex::Token,
         spec.embedding_scale,
     );
-    if let Some(weight) = model.position_embd {
+    if let Some(weight) = decoder.position_embd {
         let positions = b.embed("pos_embd", weight, EmbedIndex::Position, 1.0);
         x = b.add("inpL", x, positions);
     }
-    x = norm(&mut b, "inp_norm", x, model.embedding_norm, eps);
-    for (index, w) in model.layers.iter().enumerate() {
+    x = norm(&mut b, "inp_norm", x, decoder.embedding_norm, eps);
+    for (index, w) in decoder.layers.iter().enumerate() {
         b.layer(Some(index));
         let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
-        let attended = attention(&mut b, model, index, normed);
+        let attended = attention(&mut b, model, decoder, index, normed);
         let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
         let attended = scaled(&mut b, "attn_scaled", attended, spec.residual_scale);
         let residual = b.add("ffn_inp", attended, x);
@@ -214,8 +246,14 @@ pub(crate) fn decoder_plan(
     }
     b.layer(None);
     let outputs = b.select_outputs("result_rows", x);
-    let normed = norm(&mut b, "result_norm", outputs, Some(model.output_norm), eps);
-    let mut logits = b.matmul("result_output", normed, model.output);
+    let normed = norm(
+        &mut b,
+        "result_norm",
+        outputs,
+        Some(decoder.output_norm),
+        eps,
+    );
+    let mut logits = b.matmul("result_output", normed, decoder.output);
     logits = scaled(&mut b, "result_scaled", logits, spec.logit_scale);
     if let Some(cap) = spec.logit_soft_cap {
         logits = b.map("result_capped", logits, Function::SoftCap(cap));
@@ -225,7 +263,7 @@ pub(crate) fn decoder_plan(
 
 /// A feed-forward block; `names` are those of the gate, the other inner projection, what an ungated and what a
 /// gated one makes of these, and of the result.
-fn feed_forward(
+pub(super) fn feed_forward(
     b: &mut PlanBuilder<'_>,
     w: &DenseWeights,
     names: [&str; 5],
@@ -289,13 +327,19 @@ fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> Buff
     }
 }
 
-fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: BufferId) -> BufferId {
-    let (layer, w) = (&model.spec.layers[index], &model.layers[index]);
+fn attention(
+    b: &mut PlanBuilder<'_>,
+    model: &DecoderModel,
+    decoder: &DecoderWeights,
+    index: usize,
+    x: BufferId,
+) -> BufferId {
+    let (layer, w) = (&model.spec.layers[index], &decoder.layers[index]);
     let eps = model.spec.norm_eps;
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
     let v = b.matmul("Vcur", x, w.attn_v);
-    for norms in [!model.norms_after_rope, model.norms_after_rope] {
+    for norms in [!decoder.norms_after_rope, decoder.norms_after_rope] {
         if norms {
             q = norm(b, "attn_q_norm", q, w.attn_q_norm, eps);
             k = norm(b, "attn_k_norm", k, w.attn_k_norm, eps);
@@ -322,7 +366,7 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
 }
 
 /// The norm of `x`; `x` itself where there is none.
-fn norm(
+pub(super) fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,

@@ -1,10 +1,12 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
-    Positions, ResidualScale, RopeLayers, SoftCap, Windows,
+    self, Architecture, Block, DefaultWindow, EmbeddingScale, Family, LocalRope, LogitScale,
+    NormKind, Positions, ResidualScale, RopeLayers, SoftCap, Windows,
 };
+use super::encoder::{self, Pooling};
 use super::expert_spec::{self, ExpertSpec};
+use super::gemma4;
 use super::hyperparameters::Hyperparameters;
 use super::rope::RopeSpec;
 use super::{numbers, rope_spec, weights};
@@ -13,7 +15,7 @@ use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
 use crate::plan::Activation;
 
-/// Everything about a decoder model that is not a weight.
+/// Everything about a model that is not a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
     /// `general.architecture`.
@@ -43,6 +45,12 @@ pub struct DecoderSpec {
     /// Whether the file says that feed-forward blocks stand beside attention; `None` where it is not the one to
     /// say it.
     pub states_parallel: Option<bool>,
+    /// Width of the input that each layer has of its own beside the residual (GGUF
+    /// `embedding_length_per_layer_input`); `None` where layers have none.
+    pub layer_input_size: Option<usize>,
+    /// How an encoder makes one vector of a text, if nothing else is asked for; `None` for a decoder, which gives
+    /// logits.
+    pub pooling: Option<Pooling>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
 }
@@ -70,6 +78,10 @@ pub struct LayerSpec {
     pub alibi: bool,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
+    /// The layer whose keys and values its queries read: its own, but where layers share a cache.
+    pub cache_layer: usize,
+    /// Factor on the layer's result.
+    pub output_scale: f32,
 }
 
 impl DecoderSpec {
@@ -95,7 +107,7 @@ impl DecoderSpec {
             .ok_or_else(|| Error::InvalidModel {
                 message: "tensor `token_embd.weight` is missing".to_owned(),
             })?;
-        let spec = DecoderSpec {
+        let mut spec = DecoderSpec {
             architecture: name.to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
             vocab_size: embedding.n_rows(),
@@ -141,6 +153,8 @@ impl DecoderSpec {
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
+            layer_input_size: None,
+            pooling: None,
             layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
         };
         if let Some(stated) = keys.usize("vocab_size")?
@@ -152,7 +166,12 @@ impl DecoderSpec {
             );
             return Err(keys.invalid("vocab_size", what));
         }
-        keys.refuse_unread()?;
+        match architecture.family {
+            Family::Decoder => {}
+            Family::Gemma4 => gemma4::complete(gguf, &keys, &mut spec)?,
+            Family::Encoder => encoder::complete(&keys, &mut spec)?,
+        }
+        keys.refuse_unread(architecture.family != Family::Encoder)?;
         numbers::check(&spec)?;
         Ok(spec)
     }
@@ -162,13 +181,16 @@ impl DecoderSpec {
         self.layers.len()
     }
 
-    /// What each layer's cache holds for a position.
+    /// What each layer's cache holds for a position; layers that read another's have none, and stand behind those
+    /// that have one.
     pub fn kv_layers(&self) -> Vec<KvLayer> {
         let layer = |layer: &LayerSpec| KvLayer {
             n_head_kv: layer.n_head_kv,
             head_dim: layer.head_dim,
         };
-        self.layers.iter().map(layer).collect()
+        let layers = self.layers.iter().enumerate();
+        let own = layers.filter(|(index, layer)| layer.cache_layer == *index);
+        own.map(|(_, own)| layer(own)).collect()
     }
 }
 
@@ -306,6 +328,8 @@ fn layers(
                     true => local_rope.clone(),
                     false => global_rope.clone(),
                 }),
+                cache_layer: layer,
+                output_scale: 1.0,
             })
         })
         .collect()

@@ -1,7 +1,7 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
+    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, Family, FeedForward, LocalRope,
     LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
     RopeLayers, SharedExpert, SoftCap, Windows,
 };
@@ -11,6 +11,7 @@ use crate::plan::{Activation, Gating, RopePairing};
 const LLAMA: Architecture = Architecture {
     name: "llama",
     models: "Llama 2 and 3, Mistral, Mixtral, TinyLlama, SmolLM2",
+    family: Family::Decoder,
     positions: Positions::Rope,
     rope_pairing: RopePairing::Adjacent,
     rope_layers: RopeLayers::All,
@@ -223,6 +224,24 @@ pub(super) const TABLE: &[Architecture] = &[
         hidden_scale_at_layers: Some(62),
         ..GEMMA
     },
+    // src/models/gemma4.cpp; a window must be stated.
+    Architecture {
+        name: "gemma4",
+        models: "Gemma 4 (text): dense, mixtures of experts, E2B and E4B",
+        family: Family::Gemma4,
+        rope_divisors: RopeDivisors::Fixed,
+        local_rope: LocalRope::OwnBase(10000.0),
+        windows: Windows::Periodic {
+            period: 6,
+            default: DefaultWindow::Refused,
+            at_layers: None,
+        },
+        experts: Some(EXPERTS),
+        norms: Norms::BeforeAndAfter,
+        qk_norm: QkNorm::Heads,
+        logit_soft_cap: SoftCap::Stated(0.0),
+        ..GEMMA
+    },
     // src/models/phi3.cpp
     Architecture {
         name: "phi3",
@@ -412,6 +431,29 @@ pub(super) const TABLE: &[Architecture] = &[
         positions: Positions::Learned,
         qkv_bias: Presence::Required,
         other_bias: Presence::Required,
+        ..BIASED
+    },
+    // src/models/bert.cpp
+    Architecture {
+        name: "bert",
+        models: "BERT encoders: BGE, E5, MiniLM, GTE, mxbai-embed and others",
+        family: Family::Encoder,
+        positions: Positions::Learned,
+        embedding_norm: true,
+        qkv_bias: Presence::Required,
+        other_bias: Presence::Required,
+        norms: Norms::After,
+        ..BIASED
+    },
+    // src/models/bert.cpp
+    Architecture {
+        name: "nomic-bert",
+        models: "Nomic Embed 1 and 1.5 (encoders)",
+        family: Family::Encoder,
+        activation: Activation::Silu,
+        feed_forward: FeedForward::Gated,
+        embedding_norm: true,
+        norms: Norms::After,
         ..BIASED
     },
     // src/models/bloom.cpp
