@@ -41,8 +41,8 @@ fn model_file(name: &str, writer: Writer) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-const EXAMPLES: [&str; 8] = [
-    "chat", "generate", "inspect", "verify", "trace", "compare", "profile", "bench",
+const EXAMPLES: [&str; 9] = [
+    "chat", "generate", "embed", "inspect", "verify", "trace", "compare", "profile", "bench",
 ];
 
 const GREEDY: [&str; 4] = ["--device", "cpu", "--temperature", "0"];
