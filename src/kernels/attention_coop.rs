@@ -400,7 +400,7 @@ impl Tile {
 
 /// Whether the kernel can compute this.
 pub(crate) fn fits(shape: &super::attention::Shape) -> bool {
-    shape.causal && shape.soft_cap.is_none() && !shape.alibi && !shape.has_sinks
+    shape.soft_cap.is_none() && !shape.alibi && !shape.has_sinks
 }
 
 /// The grid for `n_rows` rows.

@@ -118,7 +118,6 @@ impl Judge {
                 rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
             }
             Op::Attention {
-                causal: true,
                 soft_cap: None,
                 alibi: false,
                 sinks: None,

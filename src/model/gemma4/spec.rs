@@ -121,3 +121,107 @@ fn output_scale(gguf: &Gguf, layer: usize) -> Result<f32> {
         scale => Err(invalid(format!("{scale}, expected a finite number"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Value, WeightType, Writer};
+
+    /// Four layers, windowed and global in turn, of which the last two have no keys; `changed` keys are others, or absent.
+    fn spec(changed: &[(&str, Option<Value>)]) -> Result<DecoderSpec> {
+        let keys: [(&str, Value); 16] = [
+            ("block_count", 4u32.into()),
+            ("context_length", 64u32.into()),
+            ("embedding_length", 32u32.into()),
+            ("feed_forward_length", 32u32.into()),
+            ("attention.head_count", 2u32.into()),
+            ("attention.head_count_kv", 1u32.into()),
+            ("attention.layer_norm_rms_epsilon", 1e-6f32.into()),
+            ("attention.sliding_window", 8u32.into()),
+            (PATTERN, vec![true, false, true, false].into()),
+            (SHARED, 2u32.into()),
+            ("attention.key_length", 24u32.into()),
+            ("attention.value_length", 24u32.into()),
+            ("attention.key_length_swa", 16u32.into()),
+            ("attention.value_length_swa", 16u32.into()),
+            ("rope.dimension_count_swa", 8u32.into()),
+            (INPUT_SIZE, 0u32.into()),
+        ];
+        let mut writer = Writer::new().metadata("general.architecture", "gemma4");
+        for (key, value) in keys {
+            let other = changed.iter().find(|(changed, _)| *changed == key);
+            if let Some(value) = other.map_or(Some(value), |(_, value)| value.clone()) {
+                writer = writer.metadata(format!("gemma4.{key}"), value);
+            }
+        }
+        let ty = WeightType::F32;
+        let mut tensor = |name: String, shape: Vec<usize>| {
+            let values = vec![0.5; shape.iter().product()];
+            let with = writer.clone();
+            writer = with.tensor(name, shape, ty, ty.encode(&values)).unwrap();
+        };
+        tensor("token_embd.weight".to_owned(), vec![4, 32]);
+        for layer in 0..3 {
+            tensor(scale_name(layer), vec![1]);
+        }
+        DecoderSpec::from_gguf(&Gguf::from_bytes(writer.to_bytes()?)?)
+    }
+
+    #[test]
+    fn layers_of_both_kinds_have_their_own_heads_caches_and_scales() {
+        let spec = spec(&[]).unwrap();
+        let of = |of: fn(&crate::model::LayerSpec) -> usize| -> Vec<usize> {
+            spec.layers.iter().map(of).collect()
+        };
+        assert_eq!(of(|layer| layer.head_dim), [16, 24, 16, 24]);
+        let turned = of(|layer| layer.rope.as_ref().map_or(0, |rope| rope.n_dims));
+        assert_eq!(turned, [8, 24, 8, 24]);
+        assert_eq!(of(|layer| layer.cache_layer), [0, 1, 0, 1]);
+        let scales: Vec<f32> = spec.layers.iter().map(|layer| layer.output_scale).collect();
+        assert_eq!(scales, [0.5, 0.5, 0.5, 1.0]);
+        assert_eq!(spec.kv_layers().len(), 2);
+    }
+
+    #[test]
+    fn keys_that_contradict_each_other_are_refused() {
+        for (key, value, expected) in [
+            (PATTERN, None, "missing"),
+            (SHARED, Some(4u32), "4, expected fewer than the 4 layers"),
+            (
+                SHARED,
+                Some(3),
+                "no layer before has the keys that layer 1 needs",
+            ),
+            ("attention.key_length_swa", None, "missing"),
+            (
+                "attention.key_length_swa",
+                Some(18),
+                "18, expected a multiple of 4 up to 512",
+            ),
+            (
+                "attention.value_length_swa",
+                Some(12),
+                "12, expected the key length 16",
+            ),
+            (
+                "rope.dimension_count_swa",
+                Some(18),
+                "18, expected an even number up to the head's 16",
+            ),
+            (
+                "attention.sliding_window",
+                None,
+                "0 or missing, expected at least 1",
+            ),
+        ] {
+            let error = spec(&[(key, value.map(Value::from))])
+                .unwrap_err()
+                .to_string();
+            let expected = match key {
+                SHARED if value == Some(3) => expected.to_owned(),
+                _ => format!("key `gemma4.{key}`: {expected}"),
+            };
+            assert!(error.contains(&expected), "{error}, expected {expected}");
+        }
+    }
+}
