@@ -33,6 +33,7 @@ fn embed() -> Result {
         }
         Ok(true)
     })?;
+    let (_, gguf) = options.open()?;
     if texts.is_empty() && !io::stdin().is_terminal() {
         texts = io::stdin().lock().lines().collect::<Result<_, _>>()?;
     }
@@ -42,7 +43,7 @@ fn embed() -> Result {
         return Err(format!("{found} texts, expected at least {least}: give --text TEXT").into());
     }
 
-    let engine = options.load()?;
+    let engine = options.build(gguf)?;
     let mut embedder = engine.embedder()?;
     let vectors = texts.iter().map(|text| embedder.embed(text));
     let vectors = vectors.collect::<trueshot::Result<Vec<_>>>()?;
