@@ -54,7 +54,7 @@ fn bench() -> Result {
         WeightStorage::F16 => "f16",
         WeightStorage::F32 => "f32",
     };
-    let kv = if options.kv == KvType::F16 {
+    let kv = if options.kv.unwrap_or_default() == KvType::F16 {
         "f16"
     } else {
         "f32"

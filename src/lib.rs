@@ -16,6 +16,8 @@
 //! pass as a [`plan`] and puts the weights on a [`Device`]. [`Session::generate`] turns text into tokens
 //! ([`tokenizer`]), runs them through the plan, keeps keys and values in the [`kv_cache`], chooses each
 //! next token ([`sampler`]) and turns it back into text.
+//!
+//! An encoder has no sessions: [`Engine::embed`] and [`Embedder`] make vectors of texts.
 
 /// The README's example is tested.
 #[cfg(doctest)]
@@ -36,6 +38,7 @@ mod cache_file;
 mod chat_template;
 mod device;
 mod diagnostics;
+mod embedder;
 mod engine;
 mod error;
 mod generation;
@@ -66,11 +69,12 @@ pub use diagnostics::{
     TraceFinding, TraceOptions, TrialOutcome, UploadReport, VerifyOptions, VerifyReport,
     find_feature,
 };
+pub use embedder::{EmbedOptions, Embedder};
 pub use engine::{Engine, EngineBuilder, Progress};
 pub use error::{Error, Result};
 pub use generation::{Completion, FinishReason, GenerateOptions, GenerateStats, Generation, Piece};
 pub use kv_cache::KvType;
-pub use model::WeightStorage;
+pub use model::{Pooling, WeightStorage};
 pub use sampler::SamplingOptions;
 pub use session::{Intermediate, Session};
 pub use tokenizer::Tokenizer;

@@ -5,13 +5,26 @@ mod support;
 use serde::Deserialize;
 use std::path::Path;
 use support::{read_f32, shared};
-use trueshot::{Activations, Depth, Device, Engine, GpuFeatures, KvType, VerifyOptions};
+use trueshot::{
+    Activations, Depth, Device, EmbedOptions, Engine, GpuFeatures, KvType, Pooling, VerifyOptions,
+};
 
 #[derive(Deserialize)]
 struct Case {
     row_length: usize,
     prompts: Vec<Prompt>,
-    greedy: Greedy,
+    /// Of decoders.
+    greedy: Option<Greedy>,
+    /// Of encoders.
+    #[serde(default)]
+    pooled: Vec<Pooled>,
+}
+
+/// The vector of a whole prompt.
+#[derive(Deserialize)]
+struct Pooled {
+    prompt: usize,
+    vector: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -99,6 +112,11 @@ const FILES: &[&str] = &[
     "qwen35",
     "qwen35moe",
     "qwen3next",
+    "gemma4-dense",
+    "gemma4-e2b",
+    "gemma4-moe",
+    "bert",
+    "nomic-bert",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -134,6 +152,9 @@ fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
     let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
     let case: Case = serde_json::from_str(&text).unwrap();
     let expected = read_f32(&folder.join(format!("{name}.f32")));
+    let Some(greedy) = &case.greedy else {
+        return check_texts(name, engine, &case, &expected, kv);
+    };
     let mut session = engine.session().unwrap();
     for (index, prompt) in case.prompts.iter().enumerate() {
         let rows = prompt.first_row * case.row_length..;
@@ -155,15 +176,40 @@ fn check(folder: &Path, name: &str, engine: &Engine, kv: KvType) {
             kv,
         );
 
-        if index == case.greedy.after_prompt && kv == KvType::F32 {
+        if index == greedy.after_prompt && kv == KvType::F32 {
             let mut logits = one_by_one;
-            for (step, &token) in case.greedy.tokens.iter().enumerate() {
+            for (step, &token) in greedy.tokens.iter().enumerate() {
                 let last = &logits[logits.len() - case.row_length..];
                 let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]));
                 assert_eq!(best, Some(token as usize), "{what}, greedy step {step}");
                 logits = session.eval(&[token]).unwrap().to_vec();
             }
         }
+    }
+}
+
+/// The vectors of each token, and what the file's pooling makes of them.
+fn check_texts(name: &str, engine: &Engine, case: &Case, expected: &[f32], kv: KvType) {
+    let mut embedder = engine.embedder().unwrap();
+    let raw = EmbedOptions {
+        normalise: false,
+        ..EmbedOptions::default()
+    };
+    let of_tokens = EmbedOptions {
+        pooling: Some(Pooling::None),
+        ..raw
+    };
+    assert_eq!(case.pooled.len(), case.prompts.len());
+    for pooled in &case.pooled {
+        let prompt = &case.prompts[pooled.prompt];
+        let rows = prompt.first_row * case.row_length..;
+        let expected = &expected[rows][..prompt.n_rows * case.row_length];
+        let device = &engine.device_info().name;
+        let what = format!("{name}, prompt {}, {device}", pooled.prompt);
+        let found = embedder.embed_tokens(&prompt.tokens, &of_tokens).unwrap();
+        check_rows(&what, &found, expected, kv);
+        let found = embedder.embed_tokens(&prompt.tokens, &raw).unwrap();
+        check_rows(&format!("{what}, pooled"), &found, &pooled.vector, kv);
     }
 }
 
@@ -180,7 +226,11 @@ fn check_all(device: &Device, features: GpuFeatures) {
                 .gpu_features(features)
                 .kv(kv)
                 .activations(activations)
-                .context_length(if name == "gpt2" { 128 } else { 256 }) // it has 128 positions
+                .context_length(match name {
+                    "gpt2" => 128, // it has no more positions
+                    "bert" => 64,
+                    _ => 256,
+                })
                 .build()
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
             check(&folder, name, &engine, kv);
@@ -234,6 +284,9 @@ const FAMILIES: &[&str] = &[
     "granitehybrid", // one beside attention, with experts
     "qwen35", // the gated delta rule, gated attention
     "qwen3next", // the same with other heads of keys, and experts
+    "gemma4-e2b", // layers that read the cache of another, and inputs of each layer
+    "gemma4-moe", // norms without weights, heads of two sizes, experts beside a dense block
+    "bert",   // attention of both ways, types of tokens
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

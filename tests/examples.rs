@@ -41,8 +41,8 @@ fn model_file(name: &str, writer: Writer) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-const EXAMPLES: [&str; 8] = [
-    "chat", "generate", "inspect", "verify", "trace", "compare", "profile", "bench",
+const EXAMPLES: [&str; 9] = [
+    "chat", "generate", "embed", "inspect", "verify", "trace", "compare", "profile", "bench",
 ];
 
 const GREEDY: [&str; 4] = ["--device", "cpu", "--temperature", "0"];
@@ -106,6 +106,29 @@ fn generate_continues_a_text() {
         "The capital of France is",
     );
     assert_eq!(stdout(&piped), stdout(&output));
+}
+
+#[test]
+fn embed_prints_how_near_texts_are() {
+    let Some(model) = support::shared("arch/bert.gguf") else {
+        return;
+    };
+    let args = ["--device", "cpu", "--model", model.to_str().unwrap()];
+    let texts = ["--text", "one", "--text", "another", "--text", "one"];
+    let output = run("embed", &[&args[..], &texts].concat());
+    assert_succeeds(&output);
+    let lines: Vec<&str> = stdout(&output).lines().collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[0].ends_with("  one | another"), "{lines:?}");
+    assert_eq!(lines[1], " 1.0000  one | one");
+    assert!(!lines[0].contains("1.0000"), "{lines:?}");
+
+    let input = run_with_input("embed", &[&args[..], &["--vectors"]].concat(), "one\n");
+    assert_succeeds(&input);
+    let vector: Vec<f32> = serde_json::from_str(stdout(&input)).unwrap();
+    assert_eq!(vector.len(), 48);
+    let alone = run("embed", &[&args[..], &texts[..2]].concat());
+    assert_fails(&alone, 1, &["1 texts, expected at least 2"]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ Options of every example:
   --weights TYPE     native (as in the file), f16 or f32 [native]
   --lora FILE        adds an adapter of low rank to the weights; several add up
   --lora-scale X     how much of the adapters [1]
-  --kv TYPE          the cache: f16 or f32 [f16]
+  --kv TYPE          the cache: f16 or f32 [f16; f32 of an encoder]
   --activations TYPE auto, f32, f16 or int8: what products with weights take in [auto]
   --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [32]
   --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
@@ -51,7 +51,7 @@ pub struct Options {
     pub weights: WeightStorage,
     pub loras: Vec<PathBuf>,
     pub lora_scale: f32,
-    pub kv: KvType,
+    pub kv: Option<KvType>,
     pub activations: Activations,
     pub sentinels: Option<Sentinels>,
     pub cache: Option<PathBuf>,
@@ -75,7 +75,7 @@ impl Options {
             weights: WeightStorage::Native,
             loras: Vec::new(),
             lora_scale: 1.0,
-            kv: KvType::F16,
+            kv: None,
             activations: Activations::Auto,
             sentinels: None,
             cache: None,
@@ -119,7 +119,8 @@ impl Options {
             "lora" => self.loras.push(parser.value()?.into()),
             "lora-scale" => self.lora_scale = value(name, parser)?,
             "kv" => {
-                self.kv = choice(name, parser, &[("f16", KvType::F16), ("f32", KvType::F32)])?;
+                let types = [("f16", KvType::F16), ("f32", KvType::F32)];
+                self.kv = Some(choice(name, parser, &types)?);
             }
             "activations" => self.activations = value(name, parser)?,
             "sentinels" => self.sentinels = Some(value(name, parser)?),
@@ -164,9 +165,11 @@ impl Options {
         let mut builder = Engine::builder_from(gguf)
             .device(self.device.clone())
             .weights(self.weights)
-            .kv(self.kv)
             .activations(self.activations)
             .progress(progress());
+        if let Some(kv) = self.kv {
+            builder = builder.kv(kv);
+        }
         for path in &self.loras {
             builder = builder.lora(path, self.lora_scale);
         }

@@ -217,9 +217,14 @@ impl ReferenceExecutor {
                 kernels::embed::twin(&row, &indices, scale, out);
             }
             Op::RmsNorm {
-                src, weight, eps, ..
+                src,
+                weight,
+                group,
+                eps,
+                ..
             } => {
-                kernels::rms_norm::twin(buffer(src), &self.weights.vector(weight), eps, out);
+                let weight = weight.map(|weight| self.weights.vector(weight));
+                kernels::rms_norm::twin(buffer(src), group, weight.as_deref(), eps, out);
             }
             Op::LayerNorm {
                 src,
@@ -269,11 +274,13 @@ impl ReferenceExecutor {
                 gating,
                 normalised,
                 scale,
+                factors,
                 ..
             } => {
                 let n_expert = self.plan.buffer(logits).width;
                 let (logits, chosen) = (buffer(logits), buffer(chosen));
-                let form = (normalised, scale);
+                let factors = factors.map(|factors| self.weights.vector(factors));
+                let form = (normalised, scale, factors.as_deref());
                 kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
             }
             Op::ExpertMatMul {
@@ -339,7 +346,8 @@ impl ReferenceExecutor {
             Op::Attention {
                 q, layer, sinks, ..
             } => {
-                let shape = kernels::attention::Shape::of(op, &self.kv, batch.position);
+                let shape =
+                    kernels::attention::Shape::of(op, &self.kv, batch.position, batch.n_rows());
                 let Some(shape) = shape else { return };
                 let sinks = sinks.map(|sinks| self.weights.vector(sinks));
                 let sinks = sinks.as_deref();
@@ -419,6 +427,10 @@ impl ReferenceExecutor {
                 ..
             } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
+            Op::Columns { src, first, dst } => {
+                let widths = [src, dst].map(|id| self.plan.buffer(id).width);
+                kernels::columns::twin(buffer(src), widths, first, out);
+            }
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
     }

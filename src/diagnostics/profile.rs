@@ -141,6 +141,7 @@ impl Cost {
             Op::Attention {
                 layer,
                 n_head,
+                causal,
                 window,
                 chunk,
                 ..
@@ -149,7 +150,10 @@ impl Cost {
                 let first = |position: usize| {
                     first_visible(position, window).max(chunk_start(position, chunk))
                 };
-                let visible = |position: usize| (position + 1 - first(position)) as u64;
+                let visible = |position: usize| match causal {
+                    true => (position + 1 - first(position)) as u64,
+                    false => end as u64,
+                };
                 let pairs: u64 = (batch.position..end).map(visible).sum();
                 let positions = (end - first(batch.position)) as u64;
                 let shape = kv.layers[layer];
@@ -179,6 +183,7 @@ impl Cost {
             | Op::WeighSlots { .. }
             | Op::WeightedSum { .. }
             | Op::Add { .. }
+            | Op::Columns { .. }
             | Op::SelectOutputs { .. } => Cost::default(),
         }
     }

@@ -19,6 +19,10 @@ use std::time::Instant;
 
 /// The context without a wish from the caller, where the model and the memory allow it.
 const DEFAULT_CONTEXT_TOKENS: usize = 8192;
+/// The same of an encoder, which runs a whole text as one batch.
+const DEFAULT_TEXT_TOKENS: usize = 2048;
+/// The most that such a batch may have: less than a dimension of a grid of workgroups counts.
+const MAX_TEXT_TOKENS: usize = 1 << 15;
 /// Below this a smaller context is no way out of a lack of memory.
 const LEAST_CONTEXT_TOKENS: usize = 256;
 /// Rows of logits that one batch may give: they are wide.
@@ -48,7 +52,7 @@ pub struct EngineBuilder {
     n_layer: Option<usize>,
     weights: WeightStorage,
     activations: Activations,
-    kv: KvType,
+    kv: Option<KvType>,
     sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
@@ -69,7 +73,7 @@ impl EngineBuilder {
             n_layer: None,
             weights: WeightStorage::default(),
             activations: Activations::default(),
-            kv: KvType::default(),
+            kv: None,
             sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
@@ -93,7 +97,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Tokens that a session can hold; the model's context, at most 8192 and what fits, without this.
+    /// Tokens that a session can hold; the model's context, at most 8192 and what fits, without this. Of an encoder
+    /// the tokens that a text may have; at most 2048 without this, and at most 32768.
     pub fn context_length(mut self, tokens: usize) -> Self {
         self.context_length = Some(tokens);
         self
@@ -117,9 +122,10 @@ impl EngineBuilder {
         self
     }
 
-    /// The element type of the cache; 16-bit floats without this.
+    /// The element type of the cache; without this 16-bit floats, and 32-bit ones for an encoder, whose cache holds
+    /// one layer of one text.
     pub fn kv(mut self, ty: KvType) -> Self {
-        self.kv = ty;
+        self.kv = Some(ty);
         self
     }
 
@@ -257,18 +263,30 @@ impl EngineBuilder {
         let kv = KvLayout {
             layers: model.spec.kv_layers(),
             capacity,
-            ty: self.kv,
+            ty: match model.spec.pooling {
+                None => self.kv.unwrap_or_default(),
+                Some(_) => self.kv.unwrap_or(KvType::F32),
+            },
         };
-        let max_rows = backend.preferred_rows().min(capacity).max(1);
+        let is_encoder = model.spec.pooling.is_some();
+        // An encoder sees a text as a whole, and gives a row for each token.
+        let (max_rows, max_outputs) = match is_encoder {
+            true => (capacity, capacity),
+            false => {
+                let max_rows = backend.preferred_rows().min(capacity).max(1);
+                (max_rows, MAX_OUTPUTS.min(max_rows))
+            }
+        };
         let int8_rows = backend.rounding().int8_rows;
         let plan_of = |model: &DecoderModel| -> Result<_> {
-            let plan = decoder_plan(model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+            let plan = decoder_plan(model, max_rows, max_outputs)?;
             Ok(Arc::new(
                 plan.with_int8_activations(&model.weights, int8_rows),
             ))
         };
         let mut plan = plan_of(&model)?;
-        let is_wish = self.context_length.is_some();
+        // A batch has as many tokens as an encoder's context, which thus cannot shrink.
+        let is_wish = self.context_length.is_some() || is_encoder;
         let (kv, mut executor) = fit_cache(backend.as_ref(), &plan, kv, is_wish)?;
         if model.shrink_context(kv.capacity) {
             // The angles of a shorter context are others.
@@ -322,9 +340,13 @@ fn open_gpu(
 }
 
 fn wanted_context(wish: Option<usize>, spec: &DecoderSpec) -> Result<usize> {
-    let most = spec.n_positions.unwrap_or(u32::MAX as usize / 2);
+    let (default, most) = match spec.pooling {
+        None => (DEFAULT_CONTEXT_TOKENS, u32::MAX as usize / 2),
+        Some(_) => (DEFAULT_TEXT_TOKENS, MAX_TEXT_TOKENS),
+    };
+    let most = spec.n_positions.unwrap_or(most).min(most);
     match wish {
-        None => Ok(spec.context_length.min(DEFAULT_CONTEXT_TOKENS).min(most)),
+        None => Ok(spec.context_length.min(default).min(most)),
         Some(tokens) if (1..=most).contains(&tokens) => {
             if tokens > spec.context_length {
                 log::warn!(

@@ -9,17 +9,18 @@ use crate::chat_template::ChatTemplate;
 use crate::device::{Backend, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels};
 use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport};
 use crate::diagnostics::{bisect, logits_with_reference, verify};
+use crate::embedder::{EmbedOptions, Embedder};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::KvLayout;
-use crate::model::{DecoderModel, DecoderSpec, Weights};
+use crate::model::{DecoderModel, DecoderSpec, Weights, encoders};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A model on a device. Clones share it; sessions made from it run apart from each other.
 ///
@@ -48,7 +49,7 @@ struct Inner {
     sentinels: Sentinels,
     /// The adapters in the weights, and how strong each is.
     loras: Vec<(PathBuf, f32)>,
-    /// Made at load to see that it fits; the first session takes it.
+    /// Made at load to see that it fits; the first session takes it, or each [`Engine::embed`] in turn.
     first_executor: Mutex<Option<Box<dyn Executor>>>,
 }
 
@@ -84,21 +85,78 @@ impl Engine {
     /// Starts an empty session with its own cache.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where the device has no room for another cache.
+    /// [`Error::OutOfMemory`] where the device has no room for another cache, [`Error::Unsupported`] for an encoder,
+    /// which has [`Engine::embedder`].
     pub fn session(&self) -> Result<Session> {
-        let mut first = match self.inner.first_executor.lock() {
+        if self.spec().pooling.is_some() {
+            return Err(Error::Unsupported {
+                kind: "generation by",
+                name: self.spec().architecture.clone(),
+                supported: "decoders; an encoder embeds texts, see `Engine::embed`".to_owned(),
+            });
+        }
+        Ok(Session::new(self.clone(), self.new_executor()?))
+    }
+
+    /// What makes vectors of texts.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a decoder, which has [`Engine::session`], [`Error::OutOfMemory`] where the device has
+    /// no room.
+    pub fn embedder(&self) -> Result<Embedder> {
+        if self.spec().pooling.is_none() {
+            return Err(Error::Unsupported {
+                kind: "embedding by",
+                name: self.spec().architecture.clone(),
+                supported: encoders().collect::<Vec<_>>().join(", "),
+            });
+        }
+        Ok(Embedder::new(self.clone(), self.new_executor()?))
+    }
+
+    /// The vector of a text, `[hidden_size] f32` and of length 1, by an encoder: as [`Embedder::embed`] of an embedder
+    /// that the engine keeps.
+    ///
+    /// ```no_run
+    /// let vector = trueshot::Engine::load("bge-small-en-v1.5.gguf")?.embed("A cat sat on the mat.")?;
+    /// # Ok::<(), trueshot::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Engine::embedder`] and [`Embedder::embed`].
+    pub fn embed(&self, text: &str) -> Result<Vec<f32>> {
+        self.embed_with(text, &EmbedOptions::default())
+    }
+
+    /// As [`Engine::embed`], with options.
+    ///
+    /// # Errors
+    /// As [`Engine::embed`].
+    pub fn embed_with(&self, text: &str, options: &EmbedOptions) -> Result<Vec<f32>> {
+        let mut embedder = self.embedder()?;
+        let vector = embedder.embed_with(text, options);
+        // The next one takes it up.
+        self.first_executor()
+            .get_or_insert(embedder.into_executor());
+        vector
+    }
+
+    fn first_executor(&self) -> MutexGuard<'_, Option<Box<dyn Executor>>> {
+        match self.inner.first_executor.lock() {
             Ok(first) => first,
             Err(poisoned) => poisoned.into_inner(),
-        };
-        let mut executor = match first.take() {
+        }
+    }
+
+    /// The executor that was made at load, or another.
+    fn new_executor(&self) -> Result<Box<dyn Executor>> {
+        let first = self.first_executor().take();
+        let mut executor = match first {
             Some(executor) => executor,
-            None => self
-                .inner
-                .backend
-                .executor(&self.inner.plan, &self.inner.kv)?,
+            None => self.executor(&self.inner.kv)?,
         };
         executor.watch(self.inner.sentinels);
-        Ok(Session::new(self.clone(), executor))
+        Ok(executor)
     }
 
     /// Turns text into the model's tokens and back. Where the file has no tokenizer

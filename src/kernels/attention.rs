@@ -1,4 +1,4 @@
-//! Causal attention of each query head over a layer's cache.
+//! Attention of each query head over a layer's cache.
 
 use super::{Access, Kernel, Uses, map, row_stride};
 use crate::kv_cache::{KvLayer, KvLayout, chunk_start, first_visible};
@@ -18,7 +18,7 @@ pub(crate) struct Params {
     pub(crate) window: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
-    /// Any of [`ALIBI`], [`SINKS`] and [`VALUES_END_KEYS`].
+    /// Of [`ALIBI`], [`SINKS`], [`VALUES_END_KEYS`] and [`BOTH_WAYS`] those that hold.
     pub(crate) of_heads: u32,
     pub(crate) value_dim: u32,
     pub(crate) dst_stride: u32,
@@ -35,6 +35,8 @@ const SINKS: u32 = 2;
 
 /// A value is the rest of its key.
 const VALUES_END_KEYS: u32 = 4;
+/// Queries see keys behind their own too.
+const BOTH_WAYS: u32 = 8;
 
 /// What attends to what.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,6 +53,10 @@ pub(crate) struct Shape {
     pub(crate) values_end_keys: bool,
     /// Of the first row; the kernel has it from the batch.
     pub(crate) position: usize,
+    /// Of the batch; likewise.
+    pub(crate) n_rows: usize,
+    /// Whether queries see no key behind their own; where not, they see those of the whole batch.
+    pub(crate) causal: bool,
     /// Multiplies the dot products.
     pub(crate) scale: f32,
     /// Key `j` is visible to query `i` where `0 <= i - j < window`.
@@ -67,11 +73,12 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// Of a step of attention over the cache of its layer; `None` for another step.
-    pub(crate) fn of(op: &Op, kv: &KvLayout, position: usize) -> Option<Shape> {
+    pub(crate) fn of(op: &Op, kv: &KvLayout, position: usize, n_rows: usize) -> Option<Shape> {
         let Op::Attention {
             layer,
             n_head,
             scale,
+            causal,
             window,
             chunk,
             soft_cap,
@@ -90,6 +97,8 @@ impl Shape {
             value_dim: cache.value_dim,
             values_end_keys: cache.values_end_keys,
             position,
+            n_rows,
+            causal,
             scale,
             window,
             // One that holds all positions hides none.
@@ -139,7 +148,8 @@ impl Params {
             soft_cap: shape.soft_cap.unwrap_or(0.0),
             of_heads: ALIBI * u32::from(shape.alibi)
                 + SINKS * u32::from(shape.has_sinks)
-                + VALUES_END_KEYS * u32::from(shape.values_end_keys),
+                + VALUES_END_KEYS * u32::from(shape.values_end_keys)
+                + BOTH_WAYS * u32::from(!shape.causal),
             value_dim: shape.value_dim as u32,
             dst_stride: row_stride(shape.n_head * shape.value_dim) as u32,
             chunk: shape
@@ -245,8 +255,12 @@ fn exponentials(
     [keys, values]: [&[f32]; 2],
 ) -> (RangeInclusive<usize>, Vec<f64>, f64) {
     let position = shape.position + row;
+    let last = match shape.causal {
+        true => position,
+        false => shape.position + shape.n_rows.saturating_sub(1),
+    };
     let first = first_visible(position, shape.window).max(chunk_start(position, shape.chunk));
-    let visible = first..=position;
+    let visible = first..=last;
     // Without values behind keys the rest of a query is empty.
     let (q, rest) = q.split_at(shape.head_dim);
     let mut weights: Vec<f64> = visible

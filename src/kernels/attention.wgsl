@@ -1,5 +1,6 @@
 // attention: dst = softmax(scale * q . keys) . values over the visible keys, for each head; scores capped where
-//   soft_cap, and lowered by distance where ALIBI; where SINKS each head has one more score, without a value
+//   soft_cap, and lowered by distance where ALIBI; where SINKS each head has one more score, without a value; where
+//   BOTH_WAYS all keys up to the end of the batch are visible
 // twin: attention::twin
 //   Where VALUES_END_KEYS a key is that of keys and, behind it, its value.
 // shapes: q [n_rows, n_head, head_dim (+ value_dim where VALUES_END_KEYS)], dst [n_rows, n_head, value_dim],
@@ -19,7 +20,7 @@ struct Params {
     scale: f32,
     window: u32, // keys that a query sees, its own included
     soft_cap: f32, // on scores; 0 for none
-    of_heads: u32, // ALIBI, SINKS and VALUES_END_KEYS
+    of_heads: u32, // those of ALIBI, SINKS, VALUES_END_KEYS and BOTH_WAYS that hold
     value_dim: u32,
     dst_stride: u32,
     @size(8) chunk: u32, // a query sees no key before the last multiple of it; 0 for none
@@ -35,6 +36,7 @@ struct Params {
 const ALIBI: u32 = 1u; // distance lowers scores
 const SINKS: u32 = 2u;
 const VALUES_END_KEYS: u32 = 4u;
+const BOTH_WAYS: u32 = 8u; // neither a window, nor chunks, nor ALIBI
 
 const MAX_QUADS: u32 = 256u; // of a query; a value has at most two for each invocation
 const LOWEST: f32 = -1e30;   // below every score
@@ -66,7 +68,10 @@ fn main(
     }
 
     let head_kv = head / (p.n_head / p.n_head_kv);
-    let end = batch.position + row + 1u;
+    var end = batch.position + row + 1u;
+    if (p.of_heads & BOTH_WAYS) != 0u {
+        end = batch.position + batch.n_rows;
+    }
     var first = end - min(p.window, end);
     if p.chunk != 0u {
         first = max(first, (end - 1u) / p.chunk * p.chunk);

@@ -18,11 +18,11 @@ struct Params {
     stride: u32, // elements from a row of q and dst to the next
     scale: f32,
     window: u32, // keys that a query sees, its own included
-    soft_cap: f32, // 0: `attention` has this and what follows
-    of_heads: u32,
+    soft_cap: f32, // 0: `attention` has it
+    of_heads: u32, // BOTH_WAYS or 0
     value_dim: u32, // head_dim
     dst_stride: u32, // stride
-    @size(8) chunk: u32,
+    @size(8) chunk: u32, // 0: `attention` has them
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -30,6 +30,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> keys: array<KvQuad>;         // [capacity, n_head_kv, head_dim]
 @group(0) @binding(4) var<storage, read> values: array<KvQuad>;       // [capacity, n_head_kv, head_dim]
 @group(0) @binding(5) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
+
+const BOTH_WAYS: u32 = 8u; // all keys up to the end of the batch are visible; no window
 
 const N_THREADS = N_SUBGROUPS * SUBGROUP;
 const ROWS = N_SUBGROUPS * SUBGROUP_ROWS;
@@ -102,15 +104,17 @@ fn main(
     place.query_start = min(place.row, batch.n_rows - 1u) * (p.stride / 4u) + head * N_QUADS;
     place.key_stride = p.n_head_kv * N_QUADS;
     place.key_start = head / (p.n_head / p.n_head_kv) * N_QUADS;
-    place.end = batch.position + min(first_row + ROWS, batch.n_rows);
-    let first_end = batch.position + first_row + 1u;
+    let sees_all = (p.of_heads & BOTH_WAYS) != 0u;
+    place.end = batch.position + select(min(first_row + ROWS, batch.n_rows), batch.n_rows, sees_all);
+    let first_end = select(batch.position + first_row + 1u, place.end, sees_all);
     let first = first_end - min(p.window, first_end);
     // All rows see the keys from here to first_end.
     let first_whole = place.end - min(p.window, place.end);
     // Of this row.
     let row_end = min(batch.position + place.row + 1u, place.end);
-    let n_visible = min(p.window, row_end);
-    let row_first = row_end - n_visible;
+    let visible_end = select(row_end, place.end, sees_all);
+    let n_visible = min(p.window, visible_end);
+    let row_first = visible_end - n_visible;
 
     fetch_keys(first, place);
     publish(subgroup);

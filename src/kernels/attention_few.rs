@@ -140,7 +140,7 @@ impl Heads {
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
     let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
-    has_dims && shape.is_plain() && !shape.alibi && !shape.has_sinks
+    has_dims && shape.is_plain() && shape.causal && !shape.alibi && !shape.has_sinks
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -200,6 +200,8 @@ mod tests {
             values_end_keys: false,
             chunk: None,
             position: 0,
+            n_rows: 0,
+            causal: true,
             scale: 1.0,
             window: None,
             soft_cap: None,

@@ -14,10 +14,16 @@ pub(crate) struct Params {
     pub(crate) dst_stride: u32,
     /// Factor on the embedding.
     pub(crate) scale: f32,
-    /// Whether rows are named by position, not by token.
-    pub(crate) by_position: u32,
+    /// What names rows: [`BY_POSITION`], [`BY_NOTHING`], or else the token.
+    pub(crate) named_by: u32,
     pub(crate) padding: u32,
 }
+
+/// Rows are named by position.
+pub(crate) const BY_POSITION: u32 = 1;
+
+/// Every row is the first one.
+pub(crate) const BY_NOTHING: u32 = 2;
 
 /// The kernel.
 pub(crate) const KERNEL: Kernel = Kernel {

@@ -1,5 +1,5 @@
 // embed: dst[row] = weights[tokens[row] - first_row] * scale, for the rows whose token lies in this shard; where
-//   by_position the same of positions
+//   BY_POSITION the same of positions, where BY_NOTHING of the first row
 // twin: embed::twin
 // shapes: tokens [n_rows], weights [vocab_size, hidden_size], dst [n_rows, hidden_size]
 // grid: one invocation for 8 columns (x, y), rows (z)
@@ -11,7 +11,7 @@ struct Params {
     matrix: Matrix,
     dst_stride: u32, // elements from a row to the next
     scale: f32,
-    by_position: u32, // whether a row's position names it, not its token
+    named_by: u32,   // BY_POSITION, BY_NOTHING, or else by the token
     padding: u32,
 }
 
@@ -19,6 +19,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;              // [n_rows]
 @group(0) @binding(3) var<storage, read> weights: array<vec4<u32>>;       // [matrix.n_rows, n_cols], repacked
 @group(0) @binding(4) var<storage, read_write> dst: array<vec4<f32>>;     // [n_rows, dst_stride] f32
+
+const BY_POSITION = 1u;
+const BY_NOTHING = 2u;
 
 @compute @workgroup_size(64)
 fn main(
@@ -33,8 +36,10 @@ fn main(
     }
     // A token of an earlier shard wraps around to a row that no shard has.
     var shard_row = tokens[row] - p.matrix.first_row;
-    if p.by_position == 1u {
+    if p.named_by == BY_POSITION {
         shard_row = batch.position + row - p.matrix.first_row;
+    } else if p.named_by == BY_NOTHING {
+        shard_row = 0u - p.matrix.first_row;
     }
     if shard_row >= p.matrix.n_rows {
         return;

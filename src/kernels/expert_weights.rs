@@ -16,6 +16,9 @@ pub(crate) struct Params {
     pub(crate) is_normalised: u32,
     pub(crate) scale: f32,
     pub(crate) least_sum: f32,
+    /// Whether `factors` is read; where it is not, any buffer may be bound for it.
+    pub(crate) has_factors: u32,
+    pub(crate) padding: [u32; 3],
 }
 
 impl Params {
@@ -24,6 +27,7 @@ impl Params {
         gating: Gating,
         is_normalised: bool,
         scale: f32,
+        has_factors: bool,
     ) -> Params {
         Params {
             n_expert: n_expert as u32,
@@ -34,6 +38,8 @@ impl Params {
             is_normalised: is_normalised.into(),
             scale,
             least_sum: experts::LEAST_SUM,
+            has_factors: has_factors.into(),
+            padding: [0; 3],
         }
     }
 }
@@ -44,6 +50,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     bindings: &[
         ("logits", Access::Read),
         ("chosen", Access::Read),
+        ("factors", Access::Read),
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),

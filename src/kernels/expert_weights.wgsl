@@ -1,6 +1,6 @@
-// expert_weights: dst[row, s] = score(logits[row, chosen[row, s]]) (/ their sum) * p.scale
+// expert_weights: dst[row, s] = score(logits[row, chosen[row, s]]) (/ their sum) * p.scale (* factors[chosen[row, s]])
 // twin: experts::weights_twin
-// shapes: logits [n_rows, n_expert], chosen, dst [n_rows, n_chosen]
+// shapes: logits [n_rows, n_expert], chosen, dst [n_rows, n_chosen], factors [n_expert]
 // grid: one workgroup a row (z)
 // needs: nothing
 // numerics: within 1e-5 of the largest weight of the row
@@ -15,17 +15,23 @@ struct Params {
     is_normalised: u32,
     scale: f32,
     least_sum: f32,     // the least that the sum counts as
+    @size(16) has_factors: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> logits: array<f32>;    // [n_rows, stride]
 @group(0) @binding(3) var<storage, read> chosen: array<f32>;    // [n_rows, chosen_stride]
-@group(0) @binding(4) var<storage, read_write> dst: array<f32>; // [n_rows, chosen_stride]
+@group(0) @binding(4) var<storage, read> factors: array<f32>;   // [n_expert], read where has_factors
+@group(0) @binding(5) var<storage, read_write> dst: array<f32>; // [n_rows, chosen_stride]
 
 const WORKGROUP = 64u;
 
+fn expert_of(row: u32, slot: u32) -> u32 {
+    return min(u32(chosen[row * p.chosen_stride + slot]), p.n_expert - 1u);
+}
+
 fn score(row: u32, slot: u32, highest: f32, total: f32) -> f32 {
-    let expert = min(u32(chosen[row * p.chosen_stride + slot]), p.n_expert - 1u);
+    let expert = expert_of(row, slot);
     let x = logits[row * p.stride + expert];
     if p.is_sigmoid == 1u {
         return select(1.0 / (1.0 + exp(-max(x, -80.0))), 0.0, x < -80.0);
@@ -56,6 +62,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         divisor = max(divisor, p.least_sum);
     }
     for (var slot = lane; slot < p.n_chosen; slot += WORKGROUP) {
-        dst[row * p.chosen_stride + slot] = score(row, slot, highest, total) / divisor * p.scale;
+        var weight = score(row, slot, highest, total) / divisor * p.scale;
+        if p.has_factors == 1u {
+            weight *= factors[expert_of(row, slot)];
+        }
+        dst[row * p.chosen_stride + slot] = weight;
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
 pub(crate) mod causal_conv;
 pub(crate) mod choose_experts;
+pub(crate) mod columns;
 mod constants;
 pub(crate) mod delta_rule;
 pub(crate) mod embed;
@@ -206,7 +207,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 34] = [
+pub(crate) const ALL: [&Kernel; 35] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -214,6 +215,7 @@ pub(crate) const ALL: [&Kernel; 34] = [
     &attention_merge::KERNEL,
     &causal_conv::KERNEL,
     &choose_experts::KERNEL,
+    &columns::KERNEL,
     &delta_rule::KERNEL,
     &embed::KERNEL,
     &expert_matvec::KERNEL,

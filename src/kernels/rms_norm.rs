@@ -14,7 +14,9 @@ pub(crate) struct Params {
     /// [`INT8`] or [`F16`] where rows (of one group) are rounded too, else 0. Any buffer may be bound for
     /// what is not written.
     pub(crate) rounds: u32,
-    pub(crate) padding: [u32; 3],
+    /// Whether there is no weight; any buffer of a group's size may be bound for it then.
+    pub(crate) is_plain: u32,
+    pub(crate) padding: [u32; 2],
 }
 
 pub(crate) const INT8: u32 = 1;
@@ -30,7 +32,8 @@ impl Params {
             stride: row_stride(width) as u32,
             eps,
             rounds: 0,
-            padding: [0; 3],
+            is_plain: 0,
+            padding: [0; 2],
         }
     }
 }
@@ -59,15 +62,15 @@ pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
     super::grid(params.n_groups as usize, n_rows)
 }
 
-/// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group: `src` and `dst`
+/// `dst = src / sqrt(mean(src^2) + eps) (* weight)` over each group: `src` and `dst`
 /// `[n_rows, n_groups, group]`, `weight` `[group]`.
-pub(crate) fn twin(src: &[f32], weight: &[f32], eps: f32, dst: &mut [f32]) {
-    let group = weight.len();
+pub(crate) fn twin(src: &[f32], group: usize, weight: Option<&[f32]>, eps: f32, dst: &mut [f32]) {
     for (dst, src) in dst.chunks_exact_mut(group).zip(src.chunks_exact(group)) {
         let squares: f64 = src.iter().map(|&x| f64::from(x).powi(2)).sum();
         let scale = 1.0 / (squares / group as f64 + f64::from(eps)).sqrt();
-        for ((dst, &x), &weight) in dst.iter_mut().zip(src).zip(weight) {
-            *dst = (f64::from(x) * scale * f64::from(weight)) as f32;
+        for (column, (dst, &x)) in dst.iter_mut().zip(src).enumerate() {
+            let weight = weight.map_or(1.0, |weight| f64::from(weight[column]));
+            *dst = (f64::from(x) * scale * weight) as f32;
         }
     }
 }

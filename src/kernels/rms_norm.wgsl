@@ -1,4 +1,4 @@
-// rms_norm: dst = src / sqrt(mean(src^2) + eps) * weight, over each group of a row; also int8 = dst as int8, or
+// rms_norm: dst = src / sqrt(mean(src^2) + eps) * weight, over each group of a row, without a weight where is_plain; also int8 = dst as int8, or
 //           halves, scales = dst as rows of 16-bit floats, as p.rounds says
 // twin: rms_norm::twin, quantize::twin, f16_rows::twin
 // shapes: src, dst [n_rows, n_groups, group], weight [group]; group is a multiple of 4 where n_groups > 1
@@ -13,7 +13,8 @@ struct Params {
     n_groups: u32, // 1 where anything is rounded
     stride: u32,   // elements from a row to the next
     eps: f32,
-    @size(16) rounds: u32, // 0, INT8 or F16
+    rounds: u32,   // 0, INT8 or F16
+    @size(12) is_plain: u32,
 }
 
 const INT8 = 1u;
@@ -21,7 +22,7 @@ const F16 = 2u;
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> src: array<vec4<f32>>;       // [n_rows, stride]
-@group(0) @binding(3) var<storage, read> weight: array<vec4<f32>>;    // [group], padded with zeros
+@group(0) @binding(3) var<storage, read> weight: array<vec4<f32>>;    // [group], padded with zeros; not counted where is_plain
 @group(0) @binding(4) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
 @group(0) @binding(5) var<storage, read_write> int8: array<u32>;      // [n_rows] rows of common/quantize.wgsl, written where INT8
 @group(0) @binding(6) var<storage, read_write> halves: array<vec2<u32>>; // [n_rows, stride] 16-bit floats, written where F16
@@ -50,10 +51,10 @@ fn main(
     let value1 = src[start + min(places.y, last)];
     let value2 = src[start + min(places.z, last)];
     let value3 = src[start + min(places.w, last)];
-    let weight0 = weight[min(places.x, last)];
-    let weight1 = weight[min(places.y, last)];
-    let weight2 = weight[min(places.z, last)];
-    let weight3 = weight[min(places.w, last)];
+    let weight0 = weight_at(min(places.x, last));
+    let weight1 = weight_at(min(places.y, last));
+    let weight2 = weight_at(min(places.z, last));
+    let weight3 = weight_at(min(places.w, last));
     let squares4 = vec4(dot(value0, value0), dot(value1, value1), dot(value2, value2), dot(value3, value3));
     var squares = dot(select(vec4(0.0), squares4, places < vec4(n_quads)), vec4(1.0));
     for (var quad = lane + 4u * WORKGROUP; quad < n_quads; quad += WORKGROUP) {
@@ -72,7 +73,7 @@ fn main(
         let sizes = vec4(largest_of(result0), largest_of(result1), largest_of(result2), largest_of(result3));
         var largest = largest_of(select(vec4(0.0), sizes, places < vec4(n_quads)));
         for (var quad = lane + 4u * WORKGROUP; quad < n_quads; quad += WORKGROUP) {
-            largest = max(largest, largest_of(src[start + quad] * scale * weight[quad]));
+            largest = max(largest, largest_of(src[start + quad] * scale * weight_at(quad)));
         }
         exponent = row_exponent(workgroup_max(largest, lane));
         if lane == 0u {
@@ -85,13 +86,17 @@ fn main(
     for (var first = 4u * WORKGROUP; first < n_quads; first += 4u * WORKGROUP) {
         let quads = min(places + vec4(first), vec4(last));
         put(
-            src[start + quads.x] * scale * weight[quads.x],
-            src[start + quads.y] * scale * weight[quads.y],
-            src[start + quads.z] * scale * weight[quads.z],
-            src[start + quads.w] * scale * weight[quads.w],
+            src[start + quads.x] * scale * weight_at(quads.x),
+            src[start + quads.y] * scale * weight_at(quads.y),
+            src[start + quads.z] * scale * weight_at(quads.z),
+            src[start + quads.w] * scale * weight_at(quads.w),
             group_place, first, lane,
         );
     }
+}
+
+fn weight_at(quad: u32) -> vec4<f32> {
+    return select(weight[quad], vec4(1.0), p.is_plain == 1u);
 }
 
 struct Group {

@@ -1,9 +1,11 @@
-//! The forward pass of the decoder family, once.
+//! A model and its weights; the forward pass of the decoder family, once.
 
 use super::architectures::{
-    self, Architecture, Positions, Presence, QkNorm, Recurrence, RopeDivisors,
+    self, Architecture, Family, Positions, Presence, QkNorm, Recurrence, RopeDivisors,
 };
+use super::encoder::{self, EncoderWeights};
 use super::expert_spec::ExpertSpec;
+use super::gemma4::{self, Gemma4Weights};
 use super::hybrid::{HybridWeights, hybrid_plan, hybrid_weights};
 use super::latent::{self, LatentLayer};
 use super::layers::{
@@ -23,12 +25,24 @@ use crate::plan::{
 };
 use std::sync::Arc;
 
-/// A decoder's spec with its weights found and checked.
+/// A model's spec with its weights found and checked.
 pub(crate) struct DecoderModel {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
     /// Tokens of a session's context, by which rope may differ.
     pub(crate) context_length: usize,
+    family: FamilyWeights,
+}
+
+/// The weights of each family.
+enum FamilyWeights {
+    Decoder(DecoderWeights),
+    Gemma4(Gemma4Weights),
+    Encoder(EncoderWeights),
+}
+
+/// The weights of decoders of most families.
+pub(super) struct DecoderWeights {
     norms_after_rope: bool,
     pub(super) token_embd: WeightId,
     position_embd: Option<WeightId>,
@@ -75,42 +89,14 @@ impl DecoderModel {
             lora.check_architecture(&spec.architecture)?;
         }
         let mut find = WeightFinder::new(gguf, storage, loras);
-        let hidden = spec.hidden_size;
-
-        let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;
-        let position_embd = match architecture.positions {
-            Positions::Rope | Positions::Alibi => None,
-            Positions::Learned => {
-                let n_positions = spec.n_positions.unwrap_or(spec.context_length);
-                Some(find.matrix(POSITIONS, n_positions, hidden)?)
+        let family = match architecture.family {
+            Family::Decoder => {
+                FamilyWeights::Decoder(DecoderWeights::find(&mut find, architecture, &spec)?)
             }
-        };
-        let embedding_norm = match architecture.embedding_norm {
-            true => Some(row_norm(
-                &mut find,
-                architecture,
-                "token_embd_norm",
-                hidden,
-            )?),
-            false => None,
-        };
-        let layers = layers(&mut find, architecture, &spec)?;
-        let output_norm = match architecture.recurrence {
-            Recurrence::ShortConv => "token_embd_norm",
-            _ => "output_norm",
-        };
-        let output_norm = row_norm(&mut find, architecture, output_norm, hidden)?;
-        let output = if find.has("output.weight") {
-            linear(
-                &mut find,
-                "output",
-                spec.vocab_size,
-                hidden,
-                Presence::Optional,
-            )?
-        } else {
-            // Adapters of the embedding are trained on what it looks up, not on the logits.
-            (find.without_added(token_embd), None)
+            Family::Gemma4 => FamilyWeights::Gemma4(Gemma4Weights::find(&mut find, &spec)?),
+            Family::Encoder => {
+                FamilyWeights::Encoder(EncoderWeights::find(&mut find, architecture, &spec)?)
+            }
         };
         match architecture.rope_divisors {
             RopeDivisors::None => {}
@@ -124,18 +110,9 @@ impl DecoderModel {
         let weights = find.finish()?;
         Ok(DecoderModel {
             context_length: spec.context_length,
-            norms_after_rope: matches!(
-                architecture.qk_norm,
-                QkNorm::HeadsAfterRope | QkNorm::TurnedWithoutWeight { .. }
-            ),
             spec,
             weights,
-            token_embd,
-            position_embd,
-            embedding_norm,
-            layers,
-            output_norm,
-            output,
+            family,
         })
     }
 
@@ -162,10 +139,14 @@ impl DecoderModel {
                 message: format!("{n_layer}, expected 1 to {n_all}"),
             });
         }
-        match &mut self.layers {
-            Layers::Heads(layers) => layers.truncate(n_layer),
-            Layers::Latent(layers) => layers.truncate(n_layer),
-            Layers::Hybrid(hybrid) => hybrid.layers.truncate(n_layer),
+        match &mut self.family {
+            FamilyWeights::Decoder(w) => match &mut w.layers {
+                Layers::Heads(layers) => layers.truncate(n_layer),
+                Layers::Latent(layers) => layers.truncate(n_layer),
+                Layers::Hybrid(hybrid) => hybrid.layers.truncate(n_layer),
+            },
+            FamilyWeights::Gemma4(w) => w.layers.truncate(n_layer),
+            FamilyWeights::Encoder(w) => w.layers.truncate(n_layer),
         }
         self.spec.layers.truncate(n_layer);
         Ok(())
@@ -204,6 +185,52 @@ fn layers(
     })
 }
 
+impl DecoderWeights {
+    fn find(
+        find: &mut WeightFinder,
+        architecture: &Architecture,
+        spec: &DecoderSpec,
+    ) -> Result<Self> {
+        let hidden = spec.hidden_size;
+        let token_embd = find.matrix("token_embd.weight", spec.vocab_size, hidden)?;
+        let position_embd = match architecture.positions {
+            Positions::Rope | Positions::Alibi => None,
+            Positions::Learned => {
+                let n_positions = spec.n_positions.unwrap_or(spec.context_length);
+                Some(find.matrix(POSITIONS, n_positions, hidden)?)
+            }
+        };
+        let embedding_norm = match architecture.embedding_norm {
+            true => Some(row_norm(find, architecture, "token_embd_norm", hidden)?),
+            false => None,
+        };
+        let layers = layers(find, architecture, spec)?;
+        let output_norm = match architecture.recurrence {
+            Recurrence::ShortConv => "token_embd_norm",
+            _ => "output_norm",
+        };
+        let output_norm = row_norm(find, architecture, output_norm, hidden)?;
+        let output = if find.has("output.weight") {
+            linear(find, "output", spec.vocab_size, hidden, Presence::Optional)?
+        } else {
+            // Adapters of the embedding are trained on what it looks up, not on the logits.
+            (find.without_added(token_embd), None)
+        };
+        Ok(DecoderWeights {
+            norms_after_rope: matches!(
+                architecture.qk_norm,
+                QkNorm::HeadsAfterRope | QkNorm::TurnedWithoutWeight { .. }
+            ),
+            token_embd,
+            position_embd,
+            embedding_norm,
+            layers,
+            output_norm,
+            output,
+        })
+    }
+}
+
 /// The forward pass for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
 ///
 /// Step names are llama.cpp's where it has one: `Qcur` and `Kcur` are the rotated projections,
@@ -214,12 +241,19 @@ pub(crate) fn decoder_plan(
     max_outputs: usize,
 ) -> Result<Plan> {
     let DecoderModel { spec, weights, .. } = model;
-    let layers = match &model.layers {
+    let decoder = match &model.family {
+        FamilyWeights::Decoder(w) => w,
+        FamilyWeights::Gemma4(w) => return gemma4::plan(model, w, max_rows, max_outputs),
+        FamilyWeights::Encoder(w) => return encoder::plan(model, w, max_rows, max_outputs),
+    };
+    let layers = match &decoder.layers {
         Layers::Heads(layers) => layers,
         Layers::Latent(layers) => {
-            return latent::latent_plan(model, layers, max_rows, max_outputs);
+            return latent::latent_plan(model, decoder, layers, max_rows, max_outputs);
         }
-        Layers::Hybrid(hybrid) => return hybrid_plan(model, hybrid, max_rows, max_outputs),
+        Layers::Hybrid(layers) => {
+            return hybrid_plan(model, decoder, layers, max_rows, max_outputs);
+        }
     };
     let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
@@ -231,19 +265,19 @@ pub(crate) fn decoder_plan(
     };
     let mut x = b.embed(
         embedding,
-        model.token_embd,
+        decoder.token_embd,
         EmbedIndex::Token,
         spec.embedding_scale,
     );
-    if let Some(weight) = model.position_embd {
+    if let Some(weight) = decoder.position_embd {
         let positions = b.embed("pos_embd", weight, EmbedIndex::Position, 1.0);
         x = b.add("inpL", x, positions);
     }
-    x = norm(&mut b, "inp_norm", x, model.embedding_norm, eps);
+    x = norm(&mut b, "inp_norm", x, decoder.embedding_norm, eps);
     for (index, w) in layers.iter().enumerate() {
         b.layer(Some(index));
         let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
-        let attended = attention(&mut b, model, index, w, normed);
+        let attended = attention(&mut b, model, decoder, (index, w), normed);
         let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
         let attended = scaled(&mut b, "attn_scaled", attended, spec.residual_scale);
         let residual = b.add("ffn_inp", attended, x);
@@ -259,18 +293,23 @@ pub(crate) fn decoder_plan(
         let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
     }
-    let logits = logits(&mut b, model, x);
+    let logits = logits(&mut b, model, decoder, x);
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }
 
 /// What follows the last layer, whose result is `x`.
-pub(super) fn logits(b: &mut PlanBuilder<'_>, model: &DecoderModel, x: BufferId) -> BufferId {
+pub(super) fn logits(
+    b: &mut PlanBuilder<'_>,
+    model: &DecoderModel,
+    decoder: &DecoderWeights,
+    x: BufferId,
+) -> BufferId {
     let spec = &model.spec;
     b.layer(None);
     let outputs = b.select_outputs("result_rows", x);
-    let output_norm = Some(model.output_norm);
+    let output_norm = Some(decoder.output_norm);
     let normed = norm(b, "result_norm", outputs, output_norm, spec.norm_eps);
-    let mut logits = b.matmul("result_output", normed, model.output);
+    let mut logits = b.matmul("result_output", normed, decoder.output);
     logits = scaled(b, "result_scaled", logits, spec.logit_scale);
     if let Some(cap) = spec.logit_soft_cap {
         logits = b.map("result_capped", logits, Function::SoftCap(cap));
@@ -303,7 +342,7 @@ pub(super) fn feed_forward_block(
 
 /// A feed-forward block; `names` are those of the gate, the other inner projection, what an ungated and what a
 /// gated one makes of these, and of the result.
-fn feed_forward(
+pub(super) fn feed_forward(
     b: &mut PlanBuilder<'_>,
     w: &DenseWeights,
     names: [&str; 5],
@@ -335,6 +374,7 @@ fn mixture(
         groups: spec.groups,
         normalised: spec.normalised,
         scale: spec.scale,
+        factors: None,
     };
     let [chosen, weights] = b.route(logits, w.choice_bias, router);
     let (input, weights) = match spec.weighs_inputs {
@@ -373,8 +413,8 @@ pub(super) fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f
 fn attention(
     b: &mut PlanBuilder<'_>,
     model: &DecoderModel,
-    index: usize,
-    w: &LayerWeights,
+    decoder: &DecoderWeights,
+    (index, w): (usize, &LayerWeights),
     x: BufferId,
 ) -> BufferId {
     let layer = &model.spec.layers[index];
@@ -382,7 +422,7 @@ fn attention(
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
     let v = b.matmul("Vcur", x, w.attn_v);
-    for norms in [!model.norms_after_rope, model.norms_after_rope] {
+    for norms in [!decoder.norms_after_rope, decoder.norms_after_rope] {
         if norms {
             q = norm(b, "attn_q_norm", q, w.attn_q_norm, eps);
             k = norm(b, "attn_k_norm", k, w.attn_k_norm, eps);
@@ -401,6 +441,7 @@ fn attention(
         layer: index,
         n_head: layer.n_head,
         scale: layer.attention_scale,
+        causal: true,
         window: layer.window,
         chunk: layer.chunk,
         value_dim: layer.head_dim,

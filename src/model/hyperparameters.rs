@@ -97,6 +97,11 @@ impl<'a> Hyperparameters<'a> {
             .collect())
     }
 
+    /// Whether the file does not have a key.
+    pub(super) fn is_absent(&self, suffix: &str) -> bool {
+        self.metadata.get(&self.key(suffix)).is_none()
+    }
+
     pub(super) fn f32(&self, suffix: &str) -> Result<Option<f32>> {
         let key = self.key(suffix);
         match self.metadata.f32(&key)? {
@@ -132,9 +137,12 @@ impl<'a> Hyperparameters<'a> {
 
     /// Refuses keys of this architecture that nothing has read, unless they are known to be harmless
     /// or say "none of this" (zero or false).
-    pub(super) fn refuse_unread(&self) -> Result<()> {
-        if self.metadata.bool(&self.key("attention.causal"))? == Some(false) {
-            return Err(self.invalid("attention.causal", "false, expected true"));
+    pub(super) fn refuse_unread(&self, is_causal: bool) -> Result<()> {
+        let stated = self.metadata.bool(&self.key("attention.causal"))?;
+        if stated.unwrap_or(true) != is_causal {
+            let found = stated.map_or("missing".to_owned(), |stated| stated.to_string());
+            let what = format!("{found}, expected {is_causal}");
+            return Err(self.invalid("attention.causal", what));
         }
         let prefix = format!("{}.", self.architecture);
         let read = self.read.borrow();

@@ -5,7 +5,7 @@
 //! instead, and what attention makes of latents with those of the values.
 
 use super::architectures::Architecture;
-use super::decoder::{self, DecoderModel};
+use super::decoder::{self, DecoderModel, DecoderWeights};
 use super::expert_spec;
 use super::hyperparameters::Hyperparameters;
 use super::layers::{FeedForwardWeights, Linear, Norm, feed_forward_weights, linear, row_norm};
@@ -115,6 +115,8 @@ pub(super) fn layers(
         alibi: false,
         rope: Some(rope.clone()),
         recurrent: None,
+        cache_layer: layer,
+        output_scale: 1.0,
     };
     Ok((0..n_layer).map(layer).collect())
 }
@@ -260,13 +262,14 @@ pub(super) fn layer_weights(
 /// The forward pass for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
 pub(super) fn latent_plan(
     model: &DecoderModel,
+    decoder: &DecoderWeights,
     layers: &[LatentLayer],
     max_rows: usize,
     max_outputs: usize,
 ) -> Result<Plan> {
     let (spec, eps) = (&model.spec, model.spec.norm_eps);
     let mut b = PlanBuilder::new(&model.weights);
-    let mut x = b.embed("embd", model.token_embd, EmbedIndex::Token, 1.0);
+    let mut x = b.embed("embd", decoder.token_embd, EmbedIndex::Token, 1.0);
     for (index, (w, layer)) in layers.iter().zip(&spec.layers).enumerate() {
         b.layer(Some(index));
         let normed = decoder::norm(&mut b, "attn_norm", x, Some(w.attn_norm), eps);
@@ -282,7 +285,7 @@ pub(super) fn latent_plan(
         )?;
         x = b.add("l_out", down, residual);
     }
-    let logits = decoder::logits(&mut b, model, x);
+    let logits = decoder::logits(&mut b, model, decoder, x);
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }
 
@@ -323,6 +326,7 @@ fn attention(
         layer: index,
         n_head,
         scale: layer.attention_scale,
+        causal: true,
         window: None,
         chunk: None,
         value_dim: latent.kv_rank,

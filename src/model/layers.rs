@@ -103,7 +103,7 @@ fn optional_vector(
 }
 
 /// Query, key and value projections: three tensors, or the rows of `attn_qkv` in that order.
-fn attention_inputs(
+pub(super) fn attention_inputs(
     find: &mut WeightFinder,
     architecture: &Architecture,
     prefix: &str,
@@ -339,7 +339,7 @@ fn qk_norm(
 }
 
 /// The inner projections of the feed-forward block.
-fn gate_and_up(
+pub(super) fn gate_and_up(
     find: &mut WeightFinder,
     architecture: &Architecture,
     prefix: &str,

@@ -2,7 +2,9 @@
 
 mod architectures;
 mod decoder;
+mod encoder;
 mod expert_spec;
+mod gemma4;
 mod hybrid;
 mod hyperparameters;
 mod latent;
@@ -18,6 +20,7 @@ mod views;
 mod weights;
 
 pub use architectures::architectures;
+pub use encoder::Pooling;
 pub use expert_spec::ExpertSpec;
 pub use hybrid::RecurrentSpec;
 pub use latent::LatentSpec;
@@ -25,6 +28,7 @@ pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};
 
+pub(crate) use architectures::encoders;
 pub(crate) use decoder::{DecoderModel, decoder_plan};
 pub(crate) use lora::Lora;
 pub(crate) use weights::{Weight, Weights};

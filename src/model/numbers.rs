@@ -23,6 +23,7 @@ pub(super) fn check(spec: &DecoderSpec) -> Result<()> {
         for (name, value) in [
             ("attention scale", layer.attention_scale),
             ("attention soft cap", layer.soft_cap.unwrap_or(0.0)),
+            ("output scale", layer.output_scale),
         ] {
             finite(value).map_err(|what| in_layer(name, what))?;
         }

@@ -1,10 +1,12 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Attention, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale,
-    NormKind, Positions, Recurrence, ResidualScale, RopeLayers, SoftCap, Windows,
+    self, Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Family, LocalRope,
+    LogitScale, NormKind, Positions, Recurrence, ResidualScale, RopeLayers, SoftCap, Windows,
 };
+use super::encoder::{self, Pooling};
 use super::expert_spec::{self, ExpertSpec};
+use super::gemma4;
 use super::hybrid::{self, RecurrentSpec};
 use super::hyperparameters::Hyperparameters;
 use super::latent::{self, LatentSpec};
@@ -15,7 +17,7 @@ use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayer, MAX_HEAD_DIM};
 use crate::plan::Activation;
 
-/// Everything about a decoder model that is not a weight.
+/// Everything about a model that is not a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
     /// `general.architecture`.
@@ -45,6 +47,12 @@ pub struct DecoderSpec {
     /// Whether the file says that feed-forward blocks stand beside attention; `None` where it is not the one to
     /// say it.
     pub states_parallel: Option<bool>,
+    /// Width of the input that each layer has of its own beside the residual (GGUF
+    /// `embedding_length_per_layer_input`); `None` where layers have none.
+    pub layer_input_size: Option<usize>,
+    /// How an encoder makes one vector of a text, if nothing else is asked for; `None` for a decoder, which gives
+    /// logits.
+    pub pooling: Option<Pooling>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
     /// Layers that the file has behind them: they predict tokens further ahead, and nothing here runs them.
@@ -80,6 +88,10 @@ pub struct LayerSpec {
     pub rope: Option<RopeSpec>,
     /// What the layer computes in place of attention, of which it has nothing then: no heads.
     pub recurrent: Option<RecurrentSpec>,
+    /// The layer whose keys and values its queries read: its own, but where layers share a cache.
+    pub cache_layer: usize,
+    /// Factor on the layer's result.
+    pub output_scale: f32,
 }
 
 impl DecoderSpec {
@@ -122,7 +134,7 @@ impl DecoderSpec {
             return Err(keys.invalid(PREDICTION_LAYERS, what));
         }
         layers.truncate(n_layer - n_layer_unused);
-        let spec = DecoderSpec {
+        let mut spec = DecoderSpec {
             architecture: name.to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
             vocab_size,
@@ -168,6 +180,8 @@ impl DecoderSpec {
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
+            layer_input_size: None,
+            pooling: None,
             layers,
             n_layer_unused,
         };
@@ -180,7 +194,12 @@ impl DecoderSpec {
             );
             return Err(keys.invalid("vocab_size", what));
         }
-        keys.refuse_unread()?;
+        match architecture.family {
+            Family::Decoder => {}
+            Family::Gemma4 => gemma4::complete(gguf, &keys, &mut spec)?,
+            Family::Encoder => encoder::complete(&keys, &mut spec)?,
+        }
+        keys.refuse_unread(architecture.family != Family::Encoder)?;
         numbers::check(&spec)?;
         Ok(spec)
     }
@@ -190,13 +209,16 @@ impl DecoderSpec {
         self.layers.len()
     }
 
-    /// What each layer's cache holds for a position.
+    /// What each layer's cache holds for a position; layers that read another's have none, and stand behind those
+    /// that have one.
     pub fn kv_layers(&self) -> Vec<KvLayer> {
         let layer = |layer: &LayerSpec| match &layer.latent {
             Some(latent) => latent.kv_layer(),
             None => KvLayer::separate(layer.n_head_kv, layer.head_dim),
         };
-        self.layers.iter().map(layer).collect()
+        let layers = self.layers.iter().enumerate();
+        let own = layers.filter(|(index, layer)| layer.cache_layer == *index);
+        own.map(|(_, own)| layer(own)).collect()
     }
 }
 
@@ -357,6 +379,8 @@ fn layers(
                     false => still_rope.clone(),
                 },
                 recurrent: None,
+                cache_layer: layer,
+                output_scale: 1.0,
             })
         })
         .collect()

@@ -234,6 +234,11 @@ impl WeightFinder {
         self.gguf.tensor(name).is_some()
     }
 
+    /// Rows of the matrix `name`, where it is there.
+    pub(super) fn n_rows(&self, name: &str) -> Option<usize> {
+        self.gguf.tensor(name).map(TensorInfo::n_rows)
+    }
+
     /// The vector `name`, `[n]`.
     pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<WeightId> {
         self.part(name, &[n], 0..1)

@@ -27,6 +27,7 @@ pub(crate) struct AttentionParams {
     pub(crate) layer: usize,
     pub(crate) n_head: usize,
     pub(crate) scale: f32,
+    pub(crate) causal: bool,
     pub(crate) window: Option<usize>,
     pub(crate) chunk: Option<usize>,
     /// Elements of a value.
@@ -44,6 +45,7 @@ pub(crate) struct Router {
     pub(crate) groups: Option<ExpertGroups>,
     pub(crate) normalised: bool,
     pub(crate) scale: f32,
+    pub(crate) factors: Option<WeightId>,
 }
 
 impl<'a> PlanBuilder<'a> {
@@ -134,7 +136,30 @@ impl<'a> PlanBuilder<'a> {
             name,
             Op::RmsNorm {
                 src,
-                weight,
+                weight: Some(weight),
+                group: self.weights.get(weight).n_cols,
+                eps,
+                dst,
+            },
+        );
+        dst
+    }
+
+    /// The norm of groups without a weight.
+    pub(crate) fn unit_norm(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        group: usize,
+        eps: f32,
+    ) -> BufferId {
+        let dst = self.like(name, src);
+        self.push(
+            name,
+            Op::RmsNorm {
+                src,
+                weight: None,
+                group,
                 eps,
                 dst,
             },
@@ -221,6 +246,7 @@ impl<'a> PlanBuilder<'a> {
             layer,
             n_head,
             scale,
+            causal,
             window,
             chunk,
             soft_cap,
@@ -235,6 +261,7 @@ impl<'a> PlanBuilder<'a> {
                 layer,
                 n_head,
                 scale,
+                causal,
                 window,
                 chunk,
                 soft_cap,
@@ -292,6 +319,7 @@ impl<'a> PlanBuilder<'a> {
             groups,
             normalised,
             scale,
+            factors,
         } = router;
         let chosen = self.buffer("ffn_moe_topk", n_chosen, Extent::Tokens);
         self.push(
@@ -313,6 +341,7 @@ impl<'a> PlanBuilder<'a> {
                 gating,
                 normalised,
                 scale,
+                factors,
                 dst,
             },
         );
@@ -382,6 +411,20 @@ impl<'a> PlanBuilder<'a> {
     ) -> BufferId {
         let dst = self.buffer(name, self.buffers[src.0].width, Extent::Tokens);
         self.push(name, Op::WeightedSum { src, weights, dst });
+        dst
+    }
+
+    /// `width` columns from `first` on.
+    pub(crate) fn columns(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        first: usize,
+        width: usize,
+    ) -> BufferId {
+        let extent = self.buffers[src.0].extent;
+        let dst = self.buffer(name, width, extent);
+        self.push(name, Op::Columns { src, first, dst });
         dst
     }
 

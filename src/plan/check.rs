@@ -92,10 +92,19 @@ fn mismatch(
             unequal("width", width(dst), columns(weight)).or_else(|| of_tokens(dst))
         }
         Op::RmsNorm {
-            src, weight, dst, ..
+            src,
+            weight,
+            group,
+            dst,
+            ..
         } => unequal("width", width(dst), width(src))
-            .or_else(|| unequal("rows of the norm", weights.get(weight).n_rows, 1))
-            .or_else(|| unequal("partial group", width(src) % columns(weight), 0))
+            .or_else(|| (group == 0).then(|| "has empty groups".to_owned()))
+            .or_else(|| unequal("partial group", width(src) % group, 0))
+            .or_else(|| {
+                let weight = weights.get(weight?);
+                unequal("rows of the norm", weight.n_rows, 1)
+                    .or_else(|| unequal("weights of a group", weight.n_cols, group))
+            })
             .or_else(|| same_rows(src, dst)),
         Op::LayerNorm {
             src,
@@ -134,9 +143,11 @@ fn mismatch(
         Op::ExpertWeights {
             logits,
             chosen,
+            factors,
             dst,
             ..
         } => unequal("width", width(dst), width(chosen))
+            .or_else(|| factors.and_then(|id| unequal("factors", columns(id), width(logits))))
             .or_else(|| of_tokens(logits))
             .or_else(|| of_tokens(chosen))
             .or_else(|| of_tokens(dst)),
@@ -216,12 +227,18 @@ fn mismatch(
             layer,
             n_head,
             chunk,
+            causal,
+            window,
+            alibi,
             sinks,
             dst,
             ..
         } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
             Some(_) if !stored.contains(&layer) => Some("reads a cache before it is stored".into()),
+            Some(_) if !causal && (window.is_some() || chunk.is_some() || alibi) => {
+                Some("measures distances, and is not causal".into())
+            }
             Some(cache) => unequal("query", width(q), n_head * cache.query_dim())
                 .or_else(|| unequal("width", width(dst), n_head * cache.value_dim))
                 .or_else(|| (chunk == Some(0)).then(|| "has empty chunks".to_owned()))
@@ -248,6 +265,12 @@ fn mismatch(
         | Op::DeltaRule { .. }
         | Op::GroupNorm { .. }
         | Op::TakeColumns { .. } => recurrent::mismatch(plan, weights, op),
+        Op::Columns { src, first, dst } => {
+            let end = first.saturating_add(width(dst));
+            (end > width(src))
+                .then(|| format!("takes columns up to {end} of {}", width(src)))
+                .or_else(|| same_rows(src, dst))
+        }
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
             .or_else(|| of_tokens(src))
             .or_else(|| {

@@ -107,7 +107,7 @@ mod tests {
         });
         refused("kqv_out", |plan, index| {
             let norm = plan.steps.iter().find_map(|step| match step.op {
-                Op::RmsNorm { weight, .. } => Some(weight),
+                Op::RmsNorm { weight, .. } => weight,
                 _ => None,
             });
             if let Op::Attention { sinks, .. } = &mut plan.steps[index].op {

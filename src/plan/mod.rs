@@ -142,6 +142,8 @@ pub enum EmbedIndex {
     Token,
     /// The position.
     Position,
+    /// Nothing: each row looks up the first.
+    First,
 }
 
 /// A function of one element.
@@ -171,13 +173,15 @@ pub enum Op {
         /// `[n_rows, hidden_size]`.
         dst: BufferId,
     },
-    /// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `len(weight)` elements
+    /// `dst = src / sqrt(mean(src^2) + eps) (* weight)` over each group of `group` elements
     /// (arXiv:1910.07467, equation 4; llama.cpp puts eps inside the root).
     RmsNorm {
-        /// `[n_rows, n_groups * len(weight)]`.
+        /// `[n_rows, n_groups * group]`; a row has one group (a layer's norm) or several (a norm of each head).
         src: BufferId,
-        /// `[group]`; a row has one group (a layer's norm) or several (a norm of each head).
-        weight: WeightId,
+        /// `[group]`.
+        weight: Option<WeightId>,
+        /// Elements that are normalised together.
+        group: usize,
         /// Added to the mean square.
         eps: f32,
         /// As `src`.
@@ -241,6 +245,8 @@ pub enum Op {
         normalised: bool,
         /// A factor on all.
         scale: f32,
+        /// `[n_expert]`: a factor on each expert's.
+        factors: Option<WeightId>,
         /// `[n_rows, n_chosen]`.
         dst: BufferId,
     },
@@ -310,7 +316,7 @@ pub enum Op {
         /// The layer.
         layer: usize,
     },
-    /// Causal attention over a layer's cache: head `h` reads key-value head
+    /// Attention over a layer's cache: head `h` reads key-value head
     /// `h / (n_head / n_head_kv)` (grouped queries, arXiv:2305.13245).
     Attention {
         /// `[n_rows, n_head * query_dim]`: a head is as long as a key, the value included where it ends the key.
@@ -321,6 +327,9 @@ pub enum Op {
         n_head: usize,
         /// Multiplies the dot products.
         scale: f32,
+        /// Whether no query sees a key behind its own; where not, each sees all up to the end of the batch, which
+        /// must hold the whole text.
+        causal: bool,
         /// Key `j` is visible to query `i` where `0 <= i - j < window`.
         window: Option<usize>,
         /// And where it is no earlier than the last multiple of this up to `i`.
@@ -455,6 +464,15 @@ pub enum Op {
         /// `[n_rows, width]`.
         dst: BufferId,
     },
+    /// A part of each row: `dst[row] = src[row, first..first + width]`.
+    Columns {
+        /// `[n_rows, ..]`.
+        src: BufferId,
+        /// The first column.
+        first: usize,
+        /// `[n_rows, width]`.
+        dst: BufferId,
+    },
     /// Keeps the rows whose logits are wanted: the last `n_outputs` of the batch.
     SelectOutputs {
         /// `[n_rows, width]`.
@@ -488,6 +506,7 @@ impl Op {
             | Op::GroupNorm { dst, .. }
             | Op::TakeColumns { dst, .. }
             | Op::Add { dst, .. }
+            | Op::Columns { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
         }
@@ -506,6 +525,7 @@ impl Op {
             | Op::MatMul { src, .. }
             | Op::HeadMatMul { src, .. }
             | Op::Rope { src, .. }
+            | Op::Columns { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
             Op::StoreKv { k, v, .. } => vec![k, v],
             Op::Attention { q, .. } => vec![q],
@@ -555,7 +575,7 @@ pub fn layer_and_name(step: &str) -> (Option<usize>, &str) {
     of_layer().unwrap_or((None, step))
 }
 
-/// A forward pass: run the steps in order and the last buffer holds the logits.
+/// A forward pass: run the steps in order and the last buffer holds the logits, or what an encoder makes of tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The most tokens in a batch.
@@ -570,7 +590,7 @@ pub struct Plan {
     pub states: Vec<State>,
     /// In the order of execution.
     pub steps: Vec<Step>,
-    /// `[n_outputs, vocab_size]`.
+    /// `[n_outputs, vocab_size]`; of an encoder `[n_outputs, hidden_size]`.
     pub logits: BufferId,
     /// The last step of each layer, whose result is the layer's: what sentinels look at.
     pub layer_outputs: Vec<usize>,
@@ -590,6 +610,12 @@ impl Plan {
             }
         }
         self
+    }
+
+    /// Whether a batch may follow another: no row sees what is behind it. Else each batch is a text of its own.
+    pub fn is_causal(&self) -> bool {
+        let sees_behind = |step: &Step| matches!(step.op, Op::Attention { causal: false, .. });
+        !self.steps.iter().any(sees_behind)
     }
 
     /// Where a step stands among those that give the result of a layer, and the buffer of its result.
@@ -659,6 +685,7 @@ impl Batch<'_> {
                 let positions = self.position..self.position + self.n_rows();
                 positions.map(|position| position as u32).collect()
             }
+            EmbedIndex::First => vec![0; self.n_rows()].into(),
         }
     }
 

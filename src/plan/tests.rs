@@ -160,7 +160,8 @@ fn norm_is_refused_in_other_widths_and_rows() {
     let norm = |src: &'static str, weight: &'static str, width, extent| {
         move |case: &mut Case| Op::RmsNorm {
             src: case.written_by(src),
-            weight: case.weight(weight),
+            weight: Some(case.weight(weight)),
+            group: 64,
             eps: 1e-5,
             dst: case.new_buffer(width, extent),
         }
@@ -173,6 +174,61 @@ fn norm_is_refused_in_other_widths_and_rows() {
     let half = norm("blk.0.Kcur", weight, 32, Tokens);
     assert_refused(step, "partial group 32, expected 0", half);
     assert_refused(step, MIXED, norm(src, weight, 64, Outputs));
+    let plain = |group, weight: Option<&'static str>| {
+        move |case: &mut Case| Op::RmsNorm {
+            src: case.written_by("blk.0.ffn_inp"),
+            weight: weight.map(|weight| case.weight(weight)),
+            group,
+            eps: 1e-5,
+            dst: case.new_buffer(64, Tokens),
+        }
+    };
+    assert_refused(step, "has empty groups", plain(0, None));
+    assert_refused(step, "partial group 4, expected 0", plain(12, None));
+    let what = "weights of a group 64, expected 16";
+    assert_refused(step, what, plain(16, Some(weight)));
+}
+
+#[test]
+fn columns_are_refused_beyond_the_row_and_in_other_rows() {
+    let columns = |first, width, extent| {
+        move |case: &mut Case| Op::Columns {
+            src: case.written_by("blk.0.ffn_inp"),
+            first,
+            dst: case.new_buffer(width, extent),
+        }
+    };
+    let step = "blk.0.ffn_norm";
+    assert_refused(
+        step,
+        "takes columns up to 65 of 64",
+        columns(33, 32, Tokens),
+    );
+    let far = columns(usize::MAX, 1, Tokens);
+    assert_refused(step, "takes columns up to", far);
+    assert_refused(step, MIXED, columns(0, 32, Outputs));
+}
+
+#[test]
+fn attention_that_sees_all_is_refused_with_distances() {
+    let both_ways = |window, alibi| {
+        move |case: &mut Case| Op::Attention {
+            q: case.written_by("blk.0.Qcur"),
+            layer: 0,
+            n_head: 4,
+            scale: 0.25,
+            causal: false,
+            window,
+            chunk: None,
+            soft_cap: None,
+            alibi,
+            sinks: None,
+            dst: case.new_buffer(64, Tokens),
+        }
+    };
+    let (step, what) = ("blk.0.kqv_out", "measures distances, and is not causal");
+    assert_refused(step, what, both_ways(Some(4), false));
+    assert_refused(step, what, both_ways(None, true));
 }
 
 #[test]
@@ -307,6 +363,7 @@ fn attention(
         layer,
         n_head,
         scale: 0.25,
+        causal: true,
         window: None,
         chunk: None,
         soft_cap: None,
@@ -337,6 +394,7 @@ fn attention_is_refused_in_other_widths_and_rows() {
         layer: 0,
         n_head: 4,
         scale: 0.25,
+        causal: true,
         window: None,
         chunk: None,
         soft_cap: None,
@@ -364,6 +422,7 @@ fn attention_is_refused_where_its_heads_fall_into_no_groups() {
             layer: 0,
             n_head: 2,
             scale: 0.25,
+            causal: true,
             window: None,
             chunk: None,
             soft_cap: None,

@@ -1,4 +1,4 @@
-//! Causal attention over the cache.
+//! Attention over the cache.
 
 use super::cache::LayerCache;
 use super::elementwise::soft_cap;
@@ -22,6 +22,8 @@ pub(super) struct Attention<'a> {
     pub(super) sinks: Option<&'a [f32]>,
     /// Of the first row.
     pub(super) position: usize,
+    /// Behind the last key that each query sees; `None` where that is its own.
+    pub(super) end: Option<usize>,
 }
 
 /// Softmax-weighted values `[n_rows, n_head, value_dim]` for queries `q` `[n_rows, n_head, query_dim]`.
@@ -53,7 +55,9 @@ fn one_head(
 ) {
     let (row, head) = (index / attention.n_head, index % attention.n_head);
     let head_kv = head / (attention.n_head / cache.shape.n_head_kv);
-    let last = attention.position + row;
+    let last = attention
+        .end
+        .map_or(attention.position + row, |end| end - 1);
     let first = first_visible(last, attention.window).max(chunk_start(last, attention.chunk));
     let shape = cache.shape;
     let (q, rest) = q.split_at(shape.head_dim);

@@ -21,9 +21,15 @@ pub(super) fn for_rows(dst: &mut [f32], width: usize, each: impl Fn(usize, &mut 
     }
 }
 
-/// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `weight.len()` elements.
-pub(super) fn rms_norm(simd: Simd, src: &[f32], weight: &[f32], eps: f32, dst: &mut [f32]) {
-    let group = weight.len();
+/// `dst = src / sqrt(mean(src^2) + eps) (* weight)` over each group of `group` elements.
+pub(super) fn rms_norm(
+    simd: Simd,
+    group: usize,
+    src: &[f32],
+    weight: Option<&[f32]>,
+    eps: f32,
+    dst: &mut [f32],
+) {
     for_rows(dst, group, |row, dst| {
         let src = &src[row * group..][..group];
         let mut squares = [0.0];
@@ -36,9 +42,25 @@ pub(super) fn rms_norm(simd: Simd, src: &[f32], weight: &[f32], eps: f32, dst: &
             &mut squares,
         );
         let scale = 1.0 / (squares[0] / group as f32 + eps).sqrt();
+        let Some(weight) = weight else {
+            let each = dst.iter_mut().zip(src);
+            return each.for_each(|(dst, src)| *dst = src * scale);
+        };
         for ((dst, src), weight) in dst.iter_mut().zip(src).zip(weight) {
             *dst = src * scale * weight;
         }
+    });
+}
+
+/// Columns `first..first + width` of each row of `src`, `[n_rows, src_width]`.
+pub(super) fn columns(
+    width: usize,
+    (src, src_width): (&[f32], usize),
+    first: usize,
+    dst: &mut [f32],
+) {
+    for_rows(dst, width, |row, dst| {
+        dst.copy_from_slice(&src[row * src_width + first..][..width]);
     });
 }
 

@@ -134,9 +134,14 @@ impl CpuExecutor {
                 });
             }
             Op::RmsNorm {
-                src, weight, eps, ..
+                src,
+                weight,
+                group,
+                eps,
+                ..
             } => {
-                elementwise::rms_norm(simd, buffer(src), weights.vector(weight), eps, out);
+                let weight = weight.map(|weight| weights.vector(weight));
+                elementwise::rms_norm(simd, group, buffer(src), weight, eps, out);
             }
             Op::LayerNorm {
                 src,
@@ -181,11 +186,12 @@ impl CpuExecutor {
                 gating,
                 normalised,
                 scale,
+                factors,
                 ..
             } => {
                 let n_expert = self.plan.buffer(logits).width;
                 let (logits, chosen) = (buffer(logits), buffer(chosen));
-                let form = (normalised, scale);
+                let form = (normalised, scale, factors.map(|id| weights.vector(id)));
                 kernels::experts::weights_twin(gating, logits, n_expert, chosen, form, out);
             }
             Op::ExpertMatMul {
@@ -238,6 +244,7 @@ impl CpuExecutor {
                 layer,
                 n_head,
                 scale,
+                causal,
                 window,
                 chunk,
                 soft_cap,
@@ -254,6 +261,7 @@ impl CpuExecutor {
                     alibi,
                     sinks: sinks.map(|sinks| weights.vector(sinks)),
                     position: batch.position,
+                    end: (!causal).then_some(batch.position + batch.n_rows()),
                 };
                 attention(simd, &shape, &self.caches[layer], buffer(q), out);
             }
@@ -332,6 +340,10 @@ impl CpuExecutor {
                 ..
             } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
+            Op::Columns { src, first, .. } => {
+                let src_width = self.plan.buffer(src).width;
+                elementwise::columns(width, (buffer(src), src_width), first, out);
+            }
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);
                 out.copy_from_slice(&src[src.len() - out.len()..]);

@@ -218,7 +218,7 @@ impl GpuExecutor {
     }
 
     /// Submits a batch, and then records what is likely to come `next`.
-    fn submit(&mut self, now: Recording, next: Recording) -> Result<wgpu::SubmissionIndex> {
+    fn submit(&mut self, now: Recording, next: Option<Recording>) -> Result<wgpu::SubmissionIndex> {
         let shared = self.shared.clone();
         let recorded = self.next.take().filter(|(recording, _)| *recording == now);
         shared.context.scoped("run of a batch", || {
@@ -230,7 +230,7 @@ impl GpuExecutor {
                 None => self.record(now).map(submit).last(),
             };
             // While the GPU is busy: the commands depend on nothing that the token decides.
-            self.next = Some((next, self.record(next).collect()));
+            self.next = next.map(|next| (next, self.record(next).collect()));
             submission.unwrap_or_else(|| queue.submit([]))
         })
     }
@@ -425,7 +425,9 @@ impl Executor for GpuExecutor {
                 rows = rows.watched(self.takes(batch.position, rows.n_rows)?);
                 let position = rows.n_visible;
                 let next = Rows::token(position).watched(self.slots.would_take(position));
-                self.submit(recording(rows), recording(next))?;
+                // Behind a text of an encoder comes none.
+                let next = self.plan.is_causal().then(|| recording(next));
+                self.submit(recording(rows), next)?;
             }
             Some(observer) => {
                 self.run_steps(batch, 0..self.plan.steps.len(), observer)?;
@@ -521,7 +523,7 @@ impl TokenChain for GpuExecutor {
         // Each choice reads the slots of its own token.
         self.slots.take_rows();
         let next = Rows::token(position).watched(self.slots.would_take(position));
-        let submission = self.submit(recording(index, rows), recording(index + 1, next))?;
+        let submission = self.submit(recording(index, rows), Some(recording(index + 1, next)))?;
         let context = &self.shared.context;
         self.chain
             .submitted(context, position, rows.is_watched, submission)

@@ -144,7 +144,8 @@ fn search(
             position: range.start,
             outputs: Outputs::Last,
         };
-        if search.batch(&batch, phase)? {
+        // Behind a text of an encoder there is none.
+        if search.batch(&batch, phase)? || !verified.plan.is_causal() {
             break;
         }
     }

@@ -1,6 +1,7 @@
 //! Faults of every kind that a hunt for a wrong answer suspects, each done on purpose: the right tool must name
 //! the right place. A fault changes bytes or WGSL, and never what judges.
 
+mod families;
 mod in_file;
 mod kernels;
 mod on_device;
@@ -41,6 +42,8 @@ enum Damage {
     Latent(Tampering),
     /// To what runs on the GPU, of a model with states: its file.
     Recurrent(&'static str, Tampering),
+    /// To what runs on the GPU, of this model of the reference data.
+    Model(&'static str, Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -105,6 +108,14 @@ impl Damage {
                 let gguf = Gguf::open(shared(&format!("arch/{file}.gguf"))?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::Model(name, tampering) => {
+                let gguf = Gguf::open(shared(&format!("arch/{name}.gguf"))?).unwrap();
+                Engine::builder_from(gguf)
+                    .device(Device::Gpu(GpuChoice::Best))
+                    .activations(Activations::F32)
+                    .tamper(tampering)
+                    .build()
             }
             Damage::File(bytes) => {
                 Gguf::from_bytes(bytes).and_then(|gguf| builder_of(gguf).build())

@@ -1,6 +1,6 @@
 //! The table of docs/PROOF.md, made from the faults.
 
-use super::{Fault, Tool, in_file, kernels, on_device, recurrent};
+use super::{Fault, Tool, families, in_file, kernels, on_device, recurrent};
 
 impl Tool {
     fn in_words(self) -> String {
@@ -21,6 +21,7 @@ fn all() -> Vec<Fault> {
         kernels::of_attention(),
         kernels::of_choices(),
         recurrent::faults(),
+        families::faults(),
     ]
     .into_iter()
     .flatten()

@@ -237,7 +237,7 @@ fn attends<'a>(
     else {
         return None;
     };
-    let shape = attention::Shape::of(op, kv, batch.position)?;
+    let shape = attention::Shape::of(op, kv, batch.position, batch.n_rows())?;
     let [keys, values] = keys.get(&layer)?;
     Some((shape, queries.get(&q)?, [keys, values]))
 }

@@ -165,7 +165,7 @@ impl Judge {
                 rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
             }
             Op::Attention { .. } => {
-                let shape = Shape::of(op, &self.verified.kv, batch.position);
+                let shape = Shape::of(op, &self.verified.kv, batch.position, batch.n_rows());
                 let fits = shape.is_some_and(|shape| attention_coop::fits(&shape));
                 fits && rounding.is_f16_attention(batch.n_rows())
             }

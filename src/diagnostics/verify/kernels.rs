@@ -125,7 +125,17 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
     };
     let of_op = |op: &Op| match *op {
         Op::Embed { weight, index, .. } => format!("{} {index:?}", of_weight(weight)),
-        Op::RmsNorm { weight, eps, .. } => format!("{} {eps}", of_weight(weight)),
+        Op::RmsNorm {
+            src,
+            weight,
+            group,
+            eps,
+            ..
+        } => format!(
+            "{group} of {} {} {eps}",
+            plan.buffer(src).width,
+            weight.map(of_weight).unwrap_or_default()
+        ),
         Op::LayerNorm {
             weight,
             bias,
@@ -155,10 +165,12 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             gating,
             normalised,
             scale,
+            factors,
             ..
         } => {
             let [n_expert, n_chosen] = [logits, dst].map(|id| plan.buffer(id).width);
-            format!("{n_chosen} of {n_expert} {gating:?} {normalised} {scale}")
+            let has_factors = factors.is_some();
+            format!("{n_chosen} of {n_expert} {gating:?} {normalised} {scale} {has_factors}")
         }
         Op::ExpertMatMul {
             src,
@@ -196,6 +208,7 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             layer,
             n_head,
             scale,
+            causal,
             window,
             chunk,
             soft_cap,
@@ -203,7 +216,7 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             sinks,
             ..
         } => format!(
-            "{:?} {n_head} {scale} {window:?} {chunk:?} {soft_cap:?} {alibi} {}",
+            "{:?} {n_head} {scale} {causal} {window:?} {chunk:?} {soft_cap:?} {alibi} {}",
             kv.layers[layer],
             sinks.is_some()
         ),
@@ -244,6 +257,10 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             period,
             ..
         } => format!("{first} {length} {period}"),
+        Op::Columns { src, first, dst } => {
+            let [from, to] = [src, dst].map(|id| plan.buffer(id).width);
+            format!("{first} {from} {to} {:?}", plan.buffer(dst).extent)
+        }
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();

@@ -11,6 +11,7 @@ mod sessions;
 mod steps;
 #[cfg(test)]
 mod steps_tests;
+mod texts;
 mod upload;
 
 #[cfg(test)]
@@ -39,7 +40,12 @@ const DEVICE: &str = "device";
 /// # Errors
 /// Those of the tokenizer, and of a context too short for the prompt.
 pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyReport> {
-    let tokens = prompt_tokens(engine, options, options.decode_tokens)?;
+    // A text of an encoder has nothing behind it.
+    let decode_tokens = match engine.plan().is_causal() {
+        true => options.decode_tokens,
+        false => 0,
+    };
+    let tokens = prompt_tokens(engine, options, decode_tokens)?;
     let depth = options.depth;
     let mut report = VerifyReport {
         model: engine.spec().name.clone(),
@@ -84,19 +90,19 @@ pub(crate) fn verify(engine: &Engine, options: &VerifyOptions) -> Result<VerifyR
         })
     });
     report.check(Checked::Steps, |_| {
-        let (verified, mut executor) = verified(engine, tokens.len() + options.decode_tokens)?;
-        let found = steps::check_steps(
-            &verified,
-            executor.as_mut(),
-            &tokens,
-            options.decode_tokens,
-            depth,
-        )?;
+        let (verified, mut executor) = verified(engine, tokens.len() + decode_tokens)?;
+        let found =
+            steps::check_steps(&verified, executor.as_mut(), &tokens, decode_tokens, depth)?;
         Ok(match found.divergence {
             Some(divergence) => Outcome::Wrong(divergence.into()),
             None => Outcome::Right(found.to_string()),
         })
     });
+    if !engine.plan().is_causal() {
+        report.check(Checked::Rewind, |_| texts::check_texts(engine, &tokens));
+        report.check(Checked::Memory, |_| texts::check_memory(engine, &tokens));
+        return Ok(report);
+    }
     let mut sessions = None;
     report.check(Checked::Rewind, |_| {
         let sessions = sessions.insert(Sessions::new(engine, &tokens, depth)?);

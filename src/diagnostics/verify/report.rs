@@ -48,7 +48,7 @@ pub enum Checked {
     Steps,
     /// A prompt run as one batch gives what its tokens give one by one.
     TokenByToken,
-    /// A session that was used and rewound gives the bits of a new one.
+    /// A session that was used and rewound gives the bits of a new one; so does an embedder that was used.
     Rewind,
     /// The same seed gives the same tokens, and the device chooses those that its logits say.
     Determinism,

@@ -33,7 +33,7 @@ fn logits_bound(rounding: Rounding, kv: KvType) -> f64 {
     }
 }
 
-fn wrong(place: &str, message: String) -> Outcome {
+pub(super) fn wrong(place: &str, message: String) -> Outcome {
     Outcome::Wrong(Problem::at(place, message))
 }
 
@@ -49,16 +49,25 @@ fn session(engine: &Engine, n_tokens: usize) -> Result<Session> {
 /// What the device holds before a session and after it. Other sessions may take and give memory meanwhile, which
 /// is no leak: only what grows each time is.
 pub(super) fn check_memory(engine: &Engine, tokens: &[u32]) -> Result<Outcome> {
-    const TRIES: usize = 3;
     let tokens = &tokens[..tokens.len().min(FEW_TOKENS)];
+    check_memory_of(engine, || {
+        let mut session = session(engine, tokens.len())?;
+        session.eval(tokens)?;
+        engine.memory()
+    })
+}
+
+/// As [`check_memory`], by what makes a session, uses it, and says what is held meanwhile.
+pub(super) fn check_memory_of(
+    engine: &Engine,
+    used: impl Fn() -> Result<MemoryReport>,
+) -> Result<Outcome> {
+    const TRIES: usize = 3;
     let allocated = |memory: &MemoryReport| memory.allocator.map(|found| found.allocated_bytes);
     let n_users = engine.n_users();
     let mut before = engine.memory()?;
     for _ in 0..TRIES {
-        let mut session = session(engine, tokens.len())?;
-        session.eval(tokens)?;
-        let during = engine.memory()?;
-        drop(session);
+        let during = used()?;
         let after = engine.memory()?;
         if after.total_bytes() <= before.total_bytes() && allocated(&after) <= allocated(&before) {
             let of_session = during.total_bytes().saturating_sub(before.total_bytes());

@@ -61,7 +61,7 @@ pub(super) fn check_steps(
     decode_tokens: usize,
     depth: Depth,
 ) -> Result<StepReport> {
-    let n_layer = verified.kv.layers.len();
+    let n_layer = verified.plan.layer_outputs.len();
     let looked_at = |layer: usize| match depth {
         Depth::Full => true,
         Depth::Quick => [0, n_layer / 2, n_layer - 1].contains(&layer),

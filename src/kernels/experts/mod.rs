@@ -67,13 +67,13 @@ pub(crate) fn choose_twin(
     }
 }
 
-/// The weights `[n_rows, n_chosen]` of the chosen experts.
+/// The weights `[n_rows, n_chosen]` of the chosen experts; `factors` are `[n_expert]`.
 pub(crate) fn weights_twin(
     gating: Gating,
     logits: &[f32],
     n_expert: usize,
     chosen: &[f32],
-    (normalised, scale): (bool, f32),
+    (normalised, scale, factors): (bool, f32, Option<&[f32]>),
     dst: &mut [f32],
 ) {
     let n_rows = logits.len() / n_expert;
@@ -90,7 +90,8 @@ pub(crate) fn weights_twin(
             false => 1.0,
         };
         for (dst, &id) in dst.iter_mut().zip(chosen) {
-            *dst = (of(id) / divisor * f64::from(scale)) as f32;
+            let factor = factors.map_or(1.0, |factors| f64::from(factors[expert(id, n_expert)]));
+            *dst = (of(id) / divisor * f64::from(scale) * factor) as f32;
         }
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn encode_cache(ty: KvType, elements: &[f32]) -> Vec<u8> {
     }
 }
 
-fn check(case: &Case) {
+pub(super) fn check(case: &Case) {
     let Some(context) = gpu() else { return };
     for variant in variants(&attention::KERNEL, context.subgroups()) {
         let inputs = case.inputs(variant.kv);
@@ -125,7 +125,7 @@ fn run(
     run_with(&attention::KERNEL, n_rows, shape, variant, q, keys, values)
 }
 
-fn run_with(
+pub(super) fn run_with(
     kernel: &Kernel,
     n_rows: usize,
     shape: &Shape,
@@ -172,6 +172,8 @@ pub(super) fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: 
         value_dim: head_dim,
         values_end_keys: false,
         position,
+        n_rows: 0,
+        causal: true,
         scale,
         window: None,
         chunk: None,

@@ -83,7 +83,10 @@ fn bounds(case: &Case, inputs: &Inputs) -> Vec<f64> {
     let [keys, values] = &inputs.decoded;
     let bound = |(index, q): (usize, &[f32])| {
         let (row, head) = (index / n_head, index % n_head);
-        let end = position + row + 1;
+        let end = match case.shape.causal {
+            true => position + row + 1,
+            false => position + case.n_rows,
+        };
         let visible = end - window.unwrap_or(end).min(end)..end;
         let at = |key: usize| (key * n_head_kv + head / (n_head / n_head_kv)) * head_dim;
         let magnitudes = |key: usize| {
@@ -196,6 +199,54 @@ fn attention_coop_sees_the_window_alone() {
         })
     });
     check(&cases.into_iter().flatten().collect::<Vec<_>>());
+}
+
+fn both_ways(seed: u64, n_rows: usize, position: usize) -> Case {
+    let shape = Shape {
+        causal: false,
+        n_rows,
+        ..shape(2, 1, 32, position)
+    };
+    random(seed, shape, n_rows)
+}
+
+#[test]
+fn attention_coop_of_both_ways_matches_its_twin() {
+    let cases = [5, 31, 32, 33, 64, 65, 130].map(|n_rows| both_ways(28, n_rows, 0));
+    check(&cases);
+    check(&[both_ways(29, 40, 61)]);
+}
+
+#[test]
+fn attention_coop_of_both_ways_with_a_mistake_is_noticed() {
+    let Some(context) = gpu() else { return };
+    let case = both_ways(30, 140, 0);
+    let inputs = case.inputs(KvType::F16);
+    for tile in tiles(context, KvType::F16, 32).into_iter().take(1) {
+        for (right, wrong) in [
+            ("(p.of_heads & BOTH_WAYS) != 0u", "false"),
+            ("select(row_end, place.end, sees_all)", "row_end"),
+            ("batch.n_rows, sees_all)", "first_row + 1u, sees_all)"),
+            (
+                "select(batch.position + first_row + 1u, place.end, sees_all)",
+                "place.end + TILE_KEYS",
+            ),
+        ] {
+            let text = attention_coop::KERNEL.wgsl;
+            assert_eq!(text.matches(right).count(), 1, "`{right}`");
+            let name = format!("attention_coop of both ways with `{wrong}`");
+            let kernel = Kernel {
+                name: Box::leak(name.into_boxed_str()),
+                wgsl: Box::leak(text.replace(right, wrong).into_boxed_str()),
+                ..attention_coop::KERNEL
+            };
+            let got = run(context, &kernel, tile, &case, &inputs);
+            assert!(
+                judge(&case, &inputs, &got).is_err(),
+                "`{right}` became `{wrong}`"
+            );
+        }
+    }
 }
 
 #[test]

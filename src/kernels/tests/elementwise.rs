@@ -189,11 +189,23 @@ fn gated_activation_matches_its_twin_over_the_whole_range() {
 const RMS_NORM_BOUND: f64 = 1e-6;
 
 fn check_rms_norm(seed: u64, width: usize, eps: f32, src: &[f32], weight: &[f32]) {
+    check_groups(seed, (width, weight.len()), eps, src, Some(weight));
+    check_groups(seed, (width, weight.len()), eps, src, None);
+}
+
+/// Groups of `group` elements of rows of `width`.
+fn check_groups(
+    seed: u64,
+    (width, group): (usize, usize),
+    eps: f32,
+    src: &[f32],
+    weight: Option<&[f32]>,
+) {
     let Some(context) = gpu() else { return };
     let n_rows = src.len() / width;
     let mut want = vec![0.0; src.len()];
-    rms_norm::twin(src, weight, eps, &mut want);
-    let roundings = match width == weight.len() {
+    rms_norm::twin(src, group, weight, eps, &mut want);
+    let roundings = match width == group {
         true => vec![0, rms_norm::INT8, rms_norm::F16],
         false => vec![0],
     };
@@ -204,8 +216,10 @@ fn check_rms_norm(seed: u64, width: usize, eps: f32, src: &[f32], weight: &[f32]
     {
         let params = rms_norm::Params {
             rounds,
-            ..rms_norm::Params::new(width, weight.len(), eps)
+            is_plain: u32::from(weight.is_none()),
+            ..rms_norm::Params::new(width, group, eps)
         };
+        let of_nothing = vec![-3.0; group];
         let stride = row_stride(width);
         let buffers = run_kernel(
             context,
@@ -216,14 +230,15 @@ fn check_rms_norm(seed: u64, width: usize, eps: f32, src: &[f32], weight: &[f32]
             rms_norm::grid(&params, n_rows),
             &[
                 &padded(src, width),
-                &padded(weight, weight.len()),
+                &padded(weight.unwrap_or(&of_nothing), group),
                 &unwritten(n_rows, width),
                 &unwritten_words(n_rows * quantize::row_words(width)),
                 &unwritten_words(n_rows * stride / 2),
                 &unwritten_words(n_rows),
             ],
         );
-        let shape = (n_rows, width, weight.len(), eps, variant.subgroups, rounds);
+        let is_plain = weight.is_none();
+        let shape = (n_rows, width, group, is_plain, variant.subgroups, rounds);
         let got = unpadded(&buffers[2], width);
         let bound = |i: usize| RMS_NORM_BOUND * f64::from(want[i]).abs();
         assert_close("rms_norm", seed, &shape, &got, &want, bound);

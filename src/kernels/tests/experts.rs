@@ -84,11 +84,25 @@ impl Routing {
     }
 
     fn weigh(&self, context: &Context, kernel: &Kernel, normalised: bool) -> Result<(), String> {
+        self.weigh_by(context, kernel, normalised, false)?;
+        self.weigh_by(context, kernel, normalised, true)
+    }
+
+    fn weigh_by(
+        &self,
+        context: &Context,
+        kernel: &Kernel,
+        normalised: bool,
+        has_factors: bool,
+    ) -> Result<(), String> {
         const SCALE: f32 = 2.5;
         let [logits, bias] = self.inputs();
+        let factors: Vec<f32> = (0..self.n_expert)
+            .map(|expert| 0.5 + (expert % 7) as f32)
+            .collect();
         let chosen = self.chosen(&logits, &bias);
         let mut want = vec![0.0; chosen.len()];
-        let form = (normalised, SCALE);
+        let form = (normalised, SCALE, has_factors.then_some(&factors[..]));
         experts::weights_twin(
             self.gating,
             &logits,
@@ -98,7 +112,8 @@ impl Routing {
             &mut want,
         );
         let counts = [self.n_expert, self.n_chosen];
-        let params = expert_weights::Params::new(counts, self.gating, normalised, SCALE);
+        let params =
+            expert_weights::Params::new(counts, self.gating, normalised, SCALE, has_factors);
         let buffers = run_kernel(
             context,
             kernel,
@@ -109,6 +124,7 @@ impl Routing {
             &[
                 &padded(&logits, self.n_expert),
                 &padded(&chosen, self.n_chosen),
+                &padded(&factors, self.n_expert),
                 &unwritten(self.n_rows, self.n_chosen),
             ],
         );
@@ -207,10 +223,12 @@ fn twin_of_the_weights_is_the_definition() {
         let error = (found[0] - expected[0]).abs() + (found[1] - expected[1]).abs();
         assert!(error < 1e-6, "{found:?}, expected {expected:?}");
     };
-    near(weigh(Gating::Softmax, (false, 1.0)), [0.6, 0.2]);
-    near(weigh(Gating::Softmax, (true, 1.0)), [0.75, 0.25]);
-    near(weigh(Gating::Sigmoid, (false, 2.0)), [1.5, 1.0]);
-    near(weigh(Gating::Sigmoid, (true, 1.0)), [0.6, 0.4]);
+    near(weigh(Gating::Softmax, (false, 1.0, None)), [0.6, 0.2]);
+    near(weigh(Gating::Softmax, (true, 1.0, None)), [0.75, 0.25]);
+    near(weigh(Gating::Sigmoid, (false, 2.0, None)), [1.5, 1.0]);
+    near(weigh(Gating::Sigmoid, (true, 1.0, None)), [0.6, 0.4]);
+    let factors = Some(&[7.0, 2.0, 0.5][..]);
+    near(weigh(Gating::Softmax, (true, 2.0, factors)), [3.0, 0.25]);
 }
 
 #[test]
@@ -270,6 +288,8 @@ fn mistakes_in_routing_are_seen() {
         ("divisor * p.scale", "divisor"),
         ("exp(x - highest) / total", "exp(x - highest)"),
         ("row * p.chosen_stride + slot]), p", "slot]), p"),
+        ("p.has_factors == 1u", "p.has_factors == 2u"),
+        ("factors[expert_of(row, slot)]", "factors[slot]"),
     ] {
         let kernel = altered(&expert_weights::KERNEL, &Variant::PLAIN, from, to);
         let is_seen = routings().iter().any(|routing| {

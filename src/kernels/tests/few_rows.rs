@@ -128,7 +128,8 @@ impl Activations {
         let mut before = self.values.clone();
         if let Some(normed) = normed {
             let mut want = vec![0.0; before.len()];
-            rms_norm::twin(&self.values, &self.norm_weight, EPS, &mut want);
+            let weight = &self.norm_weight;
+            rms_norm::twin(&self.values, weight.len(), Some(weight), EPS, &mut want);
             before = unpadded(normed, n_cols);
             judge("norm", &before, &want, |i| 1e-6 * f64::from(want[i].abs()))?;
         }

@@ -326,7 +326,7 @@ fn run_embed(context: &Context, inputs: &Inputs, kernel: &Kernel) -> Vec<f32> {
             matrix: shard.matrix(),
             dst_stride: row_stride(n_cols) as u32,
             scale: SCALE,
-            by_position: 0,
+            named_by: 0,
             padding: 0,
         };
         let mut buffers = run_kernel(

@@ -3,6 +3,8 @@
 mod attention;
 mod attention_coop;
 mod attention_few;
+mod both_ways;
+mod columns;
 mod elementwise;
 mod experts;
 mod few_rows;

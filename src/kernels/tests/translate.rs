@@ -4,9 +4,9 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, causal_conv, choose_experts, delta_rule, embed, expert_matvec, expert_weights,
-    f16_rows, gated_activation, group_norm, head_matvec, layer_norm, logit_maxima, map, matmul,
-    matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
+    attention_few, causal_conv, choose_experts, columns, delta_rule, embed, expert_matvec,
+    expert_weights, f16_rows, gated_activation, group_norm, head_matvec, layer_norm, logit_maxima,
+    map, matmul, matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
     select_outputs, sentinel, state_scan, store_kv, take_columns, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
@@ -137,7 +137,14 @@ fn params_members(kernel: &Kernel) -> Members {
             is_sigmoid,
             is_normalised,
             scale,
-            least_sum
+            least_sum,
+            has_factors
+        }),
+        "columns" => members!(columns::Params {
+            width,
+            stride,
+            src_stride,
+            first
         }),
         "weigh_slots" => members!(weigh_slots::Params {
             width,
@@ -155,7 +162,7 @@ fn params_members(kernel: &Kernel) -> Members {
             matrix,
             dst_stride,
             scale,
-            by_position,
+            named_by,
             padding
         }),
         "f16_rows" => members!(f16_rows::Params {
@@ -259,7 +266,8 @@ fn params_members(kernel: &Kernel) -> Members {
             n_groups,
             stride,
             eps,
-            rounds
+            rounds,
+            is_plain
         }),
         "rope" => members!(rope::Params {
             n_head,

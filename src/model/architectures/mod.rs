@@ -8,6 +8,17 @@ use self::table::TABLE;
 use crate::error::{Error, Result};
 use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
+/// Whose forward pass a model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// `model/decoder.rs`.
+    Decoder,
+    /// `model/gemma4`.
+    Gemma4,
+    /// `model/encoder.rs`.
+    Encoder,
+}
+
 /// Whether a tensor must, may or must not be in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
@@ -270,6 +281,7 @@ pub(super) struct Architecture {
     pub(super) name: &'static str,
     /// Whose files have it.
     pub(super) models: &'static str,
+    pub(super) family: Family,
     pub(super) positions: Positions,
     /// src/llama-model.cpp, `llama_model_rope_type`.
     pub(super) rope_pairing: RopePairing,
@@ -330,6 +342,12 @@ impl Architecture {
 /// The architectures that run: the name that files have (`general.architecture`), and the models.
 pub fn architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
     TABLE.iter().map(|row| (row.name, row.models))
+}
+
+/// The names of those that are encoders.
+pub(crate) fn encoders() -> impl Iterator<Item = &'static str> {
+    let rows = TABLE.iter().filter(|row| row.family == Family::Encoder);
+    rows.map(|row| row.name)
 }
 
 /// The row of a name.

@@ -1,9 +1,9 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, KeyHeads,
-    LocalRope, LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence, ResidualScale,
-    RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
+    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, Family, FeedForward,
+    KeyHeads, LocalRope, LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence,
+    ResidualScale, RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
 };
 use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
@@ -11,6 +11,7 @@ use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 const LLAMA: Architecture = Architecture {
     name: "llama",
     models: "Llama 2 and 3, Mistral, Mixtral, TinyLlama, SmolLM2",
+    family: Family::Decoder,
     positions: Positions::Rope,
     rope_pairing: RopePairing::Adjacent,
     rope_layers: RopeLayers::All,
@@ -245,6 +246,7 @@ pub(super) const TABLE: &[Architecture] = &[
         other_bias: Presence::Absent,
         experts: Some(Experts {
             is_stated: true,
+            normalised: false,
             has_dense_layers: true,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
@@ -295,6 +297,24 @@ pub(super) const TABLE: &[Architecture] = &[
         qk_norm: QkNorm::Heads,
         logit_soft_cap: SoftCap::Stated(0.0),
         hidden_scale_at_layers: Some(62),
+        ..GEMMA
+    },
+    // src/models/gemma4.cpp; a window must be stated.
+    Architecture {
+        name: "gemma4",
+        models: "Gemma 4 (text): dense, mixtures of experts, E2B and E4B",
+        family: Family::Gemma4,
+        rope_divisors: RopeDivisors::Fixed,
+        local_rope: LocalRope::OwnBase(10000.0),
+        windows: Windows::Periodic {
+            period: 6,
+            default: DefaultWindow::Refused,
+            at_layers: None,
+        },
+        experts: Some(EXPERTS),
+        norms: Norms::BeforeAndAfter,
+        qk_norm: QkNorm::Heads,
+        logit_soft_cap: SoftCap::Stated(0.0),
         ..GEMMA
     },
     // src/models/phi3.cpp
@@ -486,6 +506,29 @@ pub(super) const TABLE: &[Architecture] = &[
         positions: Positions::Learned,
         qkv_bias: Presence::Required,
         other_bias: Presence::Required,
+        ..BIASED
+    },
+    // src/models/bert.cpp
+    Architecture {
+        name: "bert",
+        models: "BERT encoders: BGE, E5, MiniLM, GTE, mxbai-embed and others",
+        family: Family::Encoder,
+        positions: Positions::Learned,
+        embedding_norm: true,
+        qkv_bias: Presence::Required,
+        other_bias: Presence::Required,
+        norms: Norms::After,
+        ..BIASED
+    },
+    // src/models/bert.cpp
+    Architecture {
+        name: "nomic-bert",
+        models: "Nomic Embed 1 and 1.5 (encoders)",
+        family: Family::Encoder,
+        activation: Activation::Silu,
+        feed_forward: FeedForward::Gated,
+        embedding_norm: true,
+        norms: Norms::After,
         ..BIASED
     },
     // src/models/bloom.cpp

@@ -123,6 +123,7 @@ impl Mixing<'_> {
             layer: self.index,
             n_head: layer.n_head,
             scale: layer.attention_scale,
+            causal: true,
             window: layer.window,
             chunk: layer.chunk,
             value_dim: layer.head_dim,

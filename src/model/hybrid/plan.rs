@@ -1,14 +1,17 @@
 //! The forward pass of hybrid models, once.
 
-use super::super::decoder::{DecoderModel, feed_forward_block, norm, scaled};
+use super::super::decoder::{
+    DecoderModel, DecoderWeights, feed_forward_block, logits, norm, scaled,
+};
 use super::mixers::Mixing;
 use super::weights::HybridWeights;
 use crate::error::Result;
-use crate::plan::{EmbedIndex, Function, Plan, PlanBuilder};
+use crate::plan::{EmbedIndex, Plan, PlanBuilder};
 
 /// As `decoder_plan`, of a model with `weights` for its layers.
 pub(in super::super) fn hybrid_plan(
     model: &DecoderModel,
+    decoder: &DecoderWeights,
     weights: &HybridWeights,
     max_rows: usize,
     max_outputs: usize,
@@ -21,7 +24,7 @@ pub(in super::super) fn hybrid_plan(
         _ => "inp_scaled",
     };
     let scale = spec.embedding_scale;
-    let mut x = b.embed(embedding, model.token_embd, EmbedIndex::Token, scale);
+    let mut x = b.embed(embedding, decoder.token_embd, EmbedIndex::Token, scale);
     for (index, w) in weights.layers.iter().enumerate() {
         b.layer(Some(index));
         let mixing = Mixing {
@@ -45,13 +48,6 @@ pub(in super::super) fn hybrid_plan(
         let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
     }
-    b.layer(None);
-    let outputs = b.select_outputs("result_rows", x);
-    let normed = norm(&mut b, "result_norm", outputs, Some(model.output_norm), eps);
-    let mut logits = b.matmul("result_output", normed, model.output);
-    logits = scaled(&mut b, "result_scaled", logits, spec.logit_scale);
-    if let Some(cap) = spec.logit_soft_cap {
-        logits = b.map("result_capped", logits, Function::SoftCap(cap));
-    }
+    let logits = logits(&mut b, model, decoder, x);
     b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
 }

@@ -107,6 +107,8 @@ pub(in super::super) fn layers(
                 alibi: false,
                 rope: None,
                 recurrent: recurrent[layer].clone(),
+                cache_layer: layer,
+                output_scale: 1.0,
             };
             let Some(attention) = attention.as_ref().filter(|_| recurrent[layer].is_none()) else {
                 return Ok(common);
@@ -124,6 +126,7 @@ pub(in super::super) fn layers(
                 ..LayerSpec {
                     intermediate_size: common.intermediate_size,
                     experts: common.experts,
+                    cache_layer: layer,
                     ..attention.clone()
                 }
             })
@@ -173,6 +176,8 @@ fn attention(
         alibi: false,
         rope: turns.then_some(rope),
         recurrent: None,
+        cache_layer: 0,
+        output_scale: 1.0,
     })
 }
 

@@ -155,5 +155,5 @@ impl SessionBuffers {
 
 /// What attends to what in a step of attention.
 pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
-    Shape::of(op, kv, 0)
+    Shape::of(op, kv, 0, 0)
 }

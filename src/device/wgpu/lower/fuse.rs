@@ -375,9 +375,10 @@ impl Finder<'_> {
     fn move_norm(&self, step: usize, parts: &mut [Part]) {
         let Op::RmsNorm {
             src,
-            weight,
+            weight: Some(weight),
             eps,
             dst,
+            ..
         } = self.plan.steps[step].op
         else {
             return;

@@ -59,12 +59,14 @@ impl<'a> Lowering<'a> {
                 gating,
                 normalised,
                 scale,
+                factors,
                 dst,
             } => {
                 use kernels::expert_weights::{KERNEL, Params, grid};
                 let counts = [logits, dst].map(|id| self.width(id));
-                let params = Params::new(counts, gating, normalised, scale);
-                let storage = vec![of(logits), of(chosen), of(dst)];
+                let params = Params::new(counts, gating, normalised, scale, factors.is_some());
+                let factors = factors.map_or(of(logits), vector);
+                let storage = vec![of(logits), of(chosen), factors, of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
@@ -89,15 +91,19 @@ impl<'a> Lowering<'a> {
             Op::RmsNorm {
                 src,
                 weight,
+                group,
                 eps,
                 dst,
             } => {
                 use kernels::rms_norm::{F16, INT8, KERNEL, Params, grid};
-                let group = self.shared.weights.get(weight).n_cols;
-                let params = Params::new(self.width(dst), group, eps);
+                let params = Params {
+                    is_plain: u32::from(weight.is_none()),
+                    ..Params::new(self.width(dst), group, eps)
+                };
+                let weight = weight.map_or(of(src), vector);
                 let norm = |rows, rounds, [int8, halves, scales]: [wgpu::BufferBinding<'a>; 3]| {
                     let params = Params { rounds, ..params };
-                    let storage = vec![of(src), vector(weight), of(dst), int8, halves, scales];
+                    let storage = vec![of(src), weight.clone(), of(dst), int8, halves, scales];
                     let draft = self.plain(index, dst, &KERNEL, params, storage, grid);
                     match rows == Rows::FEW {
                         true => draft.for_few(self.choice),
@@ -201,6 +207,11 @@ impl<'a> Lowering<'a> {
                     vec![of(a), of(b), of(dst)],
                     grid,
                 )]
+            }
+            Op::Columns { src, first, dst } => {
+                use kernels::columns::{KERNEL, Params, grid};
+                let params = Params::new([src, dst].map(|id| self.width(id)), first);
+                vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
             }
             Op::SelectOutputs { src, dst } => {
                 use kernels::select_outputs::{KERNEL, Params, grid};
@@ -378,7 +389,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn embed(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
-        use kernels::embed::{KERNEL, Params, grid};
+        use kernels::embed::{BY_NOTHING, BY_POSITION, KERNEL, Params, grid};
         let Op::Embed {
             weight,
             index,
@@ -395,7 +406,11 @@ impl<'a> Lowering<'a> {
                     matrix: shard.shard.matrix(),
                     dst_stride: row_stride(self.width(dst)) as u32,
                     scale,
-                    by_position: u32::from(index == EmbedIndex::Position),
+                    named_by: match index {
+                        EmbedIndex::Token => 0,
+                        EmbedIndex::Position => BY_POSITION,
+                        EmbedIndex::First => BY_NOTHING,
+                    },
                     padding: 0,
                 };
                 let activation = whole(self.buffers.activation(dst));
@@ -459,10 +474,7 @@ impl<'a> Lowering<'a> {
     /// Where the norm of whole rows writes their int8 form too, in batches of few rows.
     fn int8_of_norm(&self, op: &Op) -> Option<&'a Buffer> {
         match *op {
-            Op::RmsNorm { weight, dst, .. }
-                if self.choice.fuses
-                    && self.shared.weights.get(weight).n_cols == self.width(dst) =>
-            {
+            Op::RmsNorm { group, dst, .. } if self.choice.fuses && group == self.width(dst) => {
                 self.buffers.int8(dst)
             }
             _ => None,
@@ -474,10 +486,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn f16_of_rows(&self, op: &Op) -> Option<&'a [Buffer; 2]> {
         let dst = match *op {
             Op::GatedActivation { dst, .. } => dst,
-            Op::RmsNorm { weight, dst, .. } => {
-                let is_of_rows = self.shared.weights.get(weight).n_cols == self.width(dst);
-                is_of_rows.then_some(dst)?
-            }
+            Op::RmsNorm { group, dst, .. } => (group == self.width(dst)).then_some(dst)?,
             _ => return None,
         };
         let takes = |step: &Step| match step.op {
