@@ -194,7 +194,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn attention(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
-        use kernels::{attention, attention_coop, attention_few, attention_merge};
+        use kernels::{attention, attention_coop, attention_deep, attention_few, attention_merge};
         let (
             &Op::Attention {
                 q,
@@ -281,7 +281,7 @@ impl<'a> Lowering<'a> {
             draft.for_few(self.choice)
         };
         let most_whole = attention_few::most_whole(&shape);
-        let n_splits = attention_few::splits(&shape);
+        let is_split = attention_few::splits(&shape) > 1;
         let mut drafts = vec![
             many.unwrap_or(Draft {
                 rows: Rows::MANY,
@@ -289,9 +289,32 @@ impl<'a> Lowering<'a> {
             }),
             few(Heads::whole(&shape), 1, 0..=most_whole),
         ];
-        if n_splits > 1 {
+        if is_split {
             let visible = most_whole + 1..=usize::MAX;
-            let split = few(Heads::shared(&shape), n_splits, visible.clone());
+            let (split, n_splits) = match self.choice.deep_tile(&shape) {
+                Some(tile) => {
+                    let n_splits = attention_deep::splits(tile, &shape);
+                    let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
+                    let storage = vec![of(q), keys.clone(), values.clone(), whole(partials)];
+                    let kernel = &attention_deep::KERNEL;
+                    let grid = move |params: &_, n_rows| attention_deep::grid(tile, params, n_rows);
+                    let draft = self.plain(step, dst, kernel, params, storage, grid);
+                    let draft = Draft {
+                        visible: visible.clone(),
+                        variant: Variant {
+                            deep_tile: Some(tile),
+                            ..draft.variant
+                        },
+                        ..draft
+                    };
+                    (draft.for_few(self.choice), n_splits)
+                }
+                None => {
+                    let n_splits = attention_few::splits(&shape);
+                    let heads = Heads::shared(&shape);
+                    (few(heads, n_splits, visible.clone()), n_splits)
+                }
+            };
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding];
             let kernel = &attention_merge::KERNEL;
