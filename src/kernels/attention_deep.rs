@@ -111,6 +111,19 @@ impl Tile {
         SIZES.n_subgroups.min(self.rows())
     }
 
+    fn invocations(&self) -> usize {
+        self.n_subgroups() * self.matrix.subgroup_size
+    }
+
+    /// Neighbouring invocations that bring neighbouring eights of a key, as many as leave none idle.
+    fn key_threads(&self) -> usize {
+        let [mut divisor, mut rest] = [self.head_dim / 8, self.invocations()];
+        while rest != 0 {
+            [divisor, rest] = [rest, divisor % rest];
+        }
+        divisor
+    }
+
     /// Columns of the stage: the scores of a tile, and as many rounds of the subgroups' sums as fit.
     fn stage_width(&self) -> usize {
         (self.round() * self.matrices_at_once()).max(self.n_keys)
@@ -121,7 +134,7 @@ impl Tile {
         self.n_subgroups() * self.matrix.size
     }
 
-    /// Matrices of sums of a subgroup; the last ones of some are beyond the head.
+    /// Matrices of sums of a subgroup.
     fn n_sums(&self) -> usize {
         self.head_dim.div_ceil(self.round())
     }
@@ -139,11 +152,11 @@ impl Tile {
         tiles + weights + stage + self.rows() * 4 + 16
     }
 
-    /// Halves of an element of a tile, and of the weights.
-    fn halves(&self) -> [usize; 2] {
+    /// Halves of an element of a tile and of the weights.
+    fn halves(&self) -> usize {
         match self.matrix.from_vectors {
-            true => [8, 4],
-            false => [1, 1],
+            true => 4,
+            false => 1,
         }
     }
 
@@ -155,10 +168,10 @@ impl Tile {
             n_keys,
         } = *self;
         let size = matrix.size;
-        let [tile_halves, weight_halves] = self.halves();
-        let [tile_element, weight_element] = match matrix.from_vectors {
-            true => ["vec4<u32>", "vec2<u32>"],
-            false => ["f16", "f16"],
+        let halves = self.halves();
+        let element = match matrix.from_vectors {
+            true => "vec4<f16>",
+            false => "f16",
         };
         let mut text = format!(
             "const SIZE = {size}u;\n\
@@ -166,21 +179,23 @@ impl Tile {
              const N_SUBGROUPS = {n_subgroups}u;\n\
              const HEAD_DIM = {head_dim}u;\n\
              const TILE_KEYS = {n_keys}u;\n\
+             const KEY_THREADS = {key_threads}u; // invocations that bring a key to a tile\n\
              const STAGE_WIDTH = {stage_width}u;\n\
              const TILE_LENGTH = {tile_length}u;\n\
              const WEIGHT_LENGTH = {weight_length}u;\n\
-             alias TileElement = {tile_element};\n\
-             alias WeightElement = {weight_element};\n\
+             alias Element = {element};\n\
              alias MatA = coop_mat{size}x{size}<f16, A>;\n\
              alias MatB = coop_mat{size}x{size}<f16, B>;\n\
              alias MatC = coop_mat{size}x{size}<f32, C>;\n",
             subgroup = matrix.subgroup_size,
             n_subgroups = self.n_subgroups(),
+            key_threads = self.key_threads(),
             stage_width = self.stage_width(),
-            tile_length = n_keys * (head_dim + PADDING) / tile_halves,
-            weight_length = size * (n_keys + PADDING) / weight_halves,
+            tile_length = n_keys * (head_dim + PADDING) / halves,
+            weight_length = size * (n_keys + PADDING) / halves,
         );
         self.write_stores(&mut text);
+        self.write_held(&mut text);
         self.write_products(&mut text);
         self.write_sums(&mut text);
         text
@@ -188,105 +203,132 @@ impl Tile {
 
     /// Eight or four halves to their place in a tile, which is counted in as many.
     fn write_stores(&self, text: &mut String) {
-        for (name, tile, n_words) in [
-            ("key8", "key_tile", 4),
-            ("value8", "value_tile", 4),
-            ("weight4", "weights", 2),
+        for (name, tile, ty, n_fours) in [
+            ("key8", "key_tile", "mat2x4<f16>", 2),
+            ("value8", "value_tile", "mat2x4<f16>", 2),
+            ("weight4", "weights", "vec4<f16>", 1),
         ] {
-            let stores = if self.matrix.from_vectors {
-                format!("    {tile}[at] = words;\n")
-            } else {
-                let store = |i: usize| {
-                    let half = format!("unpack2x16float(words[{}])[{}]", i / 2, i % 2);
-                    let n_halves = 2 * n_words;
-                    format!("    {tile}[at * {n_halves}u + {i}u] = f16({half});\n")
+            *text += &format!("fn put_{name}(at: u32, halves: {ty}) {{\n");
+            for four in 0..n_fours {
+                let of_four = match n_fours {
+                    1 => "halves".to_owned(),
+                    _ => format!("halves[{four}]"),
                 };
-                (0..2 * n_words).map(store).collect()
-            };
-            *text += &format!("fn put_{name}(at: u32, words: vec{n_words}<u32>) {{\n{stores}}}\n");
+                if self.matrix.from_vectors {
+                    *text += &format!("    {tile}[at * {n_fours}u + {four}u] = {of_four};\n");
+                    continue;
+                }
+                for i in 0..4 {
+                    let (stride, place) = (4 * n_fours, 4 * four + i);
+                    *text += &format!("    {tile}[at * {stride}u + {place}u] = {of_four}[{i}];\n");
+                }
+            }
+            *text += "}\n";
         }
     }
 
-    /// The columns of matrices from 0 to `n` that are a subgroup's: the lines that `body` makes of each
-    /// number of its own, where that column is there.
-    fn for_own(&self, n: usize, text: &mut String, body: impl Fn(usize) -> Vec<String>) {
-        let n_subgroups = self.n_subgroups();
-        for own in 0..n.div_ceil(n_subgroups) {
-            let first = own * n_subgroups;
-            let is_guarded = first + n_subgroups > n;
-            if is_guarded {
-                *text += &format!("    if subgroup < {}u {{\n", n - first);
+    /// What an invocation holds of the next tiles while the present ones are used: eight elements each, of keys
+    /// and eights counted from its first.
+    fn write_held(&self, text: &mut String) {
+        let key_threads = self.key_threads();
+        let keys_at_once = self.invocations() / key_threads;
+        let keys = (0..self.n_keys).step_by(keys_at_once);
+        let eights = || (0..self.head_dim / 8).step_by(key_threads);
+        let held: Vec<_> = keys
+            .flat_map(|key| eights().map(move |eight| (key, eight)))
+            .collect();
+        for (name, cache) in [("key", "keys"), ("value", "values")] {
+            let mut fetches = String::new();
+            let mut puts = String::new();
+            for (i, &(key, eight)) in held.iter().enumerate() {
+                *text += &format!("var<private> {name}_{i}: mat2x4<f16>;\n");
+                fetches += &format!(
+                    "    {name}_{i} = {cache}[eight_at(tile, {key}u, {eight}u, place)];\n"
+                );
+                let put = format!("put_{name}8(put_at({key}u, {eight}u, place), {name}_{i});");
+                puts += &if key + keys_at_once <= self.n_keys {
+                    format!("    {put}\n")
+                } else {
+                    format!("    if place.key < {}u {{ {put} }}\n", self.n_keys - key)
+                };
             }
-            for line in body(own) {
-                *text += &format!("    {line}\n");
-            }
-            if is_guarded {
-                *text += "    }\n";
-            }
+            *text += &format!("fn fetch_{cache}(tile: u32, place: Place) {{\n{fetches}}}\n");
+            *text += &format!("fn put_{cache}(place: Place) {{\n{puts}}}\n");
+        }
+    }
+
+    /// A subgroup's column of matrices, by its number among its own. Where there are fewer columns than `n` in all some
+    /// subgroups do what another one does: naga has no products of matrices where subgroups part.
+    fn own_column(&self, own: usize, n: usize) -> String {
+        let first = own * self.n_subgroups();
+        match first + self.n_subgroups() <= n {
+            true => format!("(subgroup + {first}u)"),
+            false => format!("min(subgroup + {first}u, {}u)", n - 1),
         }
     }
 
     /// Queries times keys, and weights times values.
     fn write_products(&self, text: &mut String) {
         let size = self.matrix.size;
-        let [tile_halves, weight_halves] = self.halves();
+        let halves = self.halves();
         let [steps, columns] = [self.head_dim / size, self.n_keys / size];
         let n_subgroups = self.n_subgroups();
-        let tile_stride = (self.head_dim + PADDING) / tile_halves;
-        let weight_stride = (self.n_keys + PADDING) / weight_halves;
+        let tile_stride = (self.head_dim + PADDING) / halves;
+        let weight_stride = (self.n_keys + PADDING) / halves;
         for step in 0..steps {
             *text += &format!("var<private> query_{step}: MatA;\n");
         }
         *text += "fn load_queries() {\n";
         for step in 0..steps {
-            let at = step * size / tile_halves;
+            let at = step * size / halves;
             *text +=
                 &format!("    query_{step} = coopLoadT<MatA>(&key_tile[{at}u], {tile_stride}u);\n");
         }
         *text += "}\n";
 
         *text += "fn score(subgroup: u32) {\n    let stride = STAGE_STRIDE;\n";
-        self.for_own(columns, text, |own| {
-            let keys = format!("(subgroup + {}u)", own * n_subgroups);
-            let mut lines = vec![format!("var score_{own} = zeros;")];
+        for own in 0..columns.div_ceil(n_subgroups) {
+            let column = self.own_column(own, columns);
+            *text += &format!(
+                "    let column_{own} = {column};\n\
+                 \x20   let keys_{own} = column_{own} * {}u;\n\
+                 \x20   var score_{own} = zeros;\n",
+                size * tile_stride
+            );
             for step in 0..steps {
-                let at = format!(
-                    "{keys} * {}u + {}u",
-                    size * tile_stride,
-                    step * size / tile_halves
+                let at = step * size / halves;
+                *text += &format!(
+                    "    let key_{own}_{step} = coopLoad<MatB>(&key_tile[keys_{own} + {at}u], {tile_stride}u);\n\
+                     \x20   score_{own} = coopMultiplyAdd(query_{step}, key_{own}_{step}, score_{own});\n"
                 );
-                let key = format!("coopLoad<MatB>(&key_tile[{at}], {tile_stride}u)");
-                lines.push(format!(
-                    "score_{own} = coopMultiplyAdd(query_{step}, {key}, score_{own});"
-                ));
             }
-            lines.push(format!("let at_{own} = {keys} * SIZE;"));
-            lines.push(format!(
-                "coopStoreT(score_{own}, &stage[at_{own}], stride);"
-            ));
-            lines
-        });
+            *text += &format!(
+                "    let at_{own} = column_{own} * SIZE;\n\
+                 \x20   coopStoreT(score_{own}, &stage[at_{own}], stride);\n"
+            );
+        }
         *text += "}\n";
 
         *text += "fn sum_values(subgroup: u32) {\n";
         for column in 0..columns {
-            let at = column * size / weight_halves;
+            let at = column * size / halves;
             *text += &format!(
                 "    let weight_{column} = coopLoadT<MatA>(&weights[{at}u], {weight_stride}u);\n"
             );
         }
-        self.for_own(steps, text, |own| {
-            let sum = |column: usize| {
-                let at = format!(
-                    "subgroup * {}u + {}u",
-                    size / tile_halves,
-                    column * size * tile_stride + own * n_subgroups * size / tile_halves
+        for own in 0..self.n_sums() {
+            let column = self.own_column(own, steps);
+            let width = size / halves;
+            *text += &format!("    let column_{own} = {column} * {width}u;\n");
+            for key in 0..columns {
+                let at = key * size * tile_stride;
+                let value = format!("value_{own}_{key}");
+                *text += &format!(
+                    "    let {value} = coopLoadT<MatB>(&value_tile[column_{own} + {at}u], {tile_stride}u);\n\
+                     \x20   sum_{own} = coopMultiplyAdd(weight_{key}, {value}, sum_{own});\n"
                 );
-                let value = format!("coopLoadT<MatB>(&value_tile[{at}], {tile_stride}u)");
-                format!("sum_{own} = coopMultiplyAdd(weight_{column}, {value}, sum_{own});")
-            };
-            (0..columns).map(sum).collect()
-        });
+            }
+        }
         *text += "}\n";
     }
 
@@ -304,20 +346,20 @@ impl Tile {
         }
         *text += "}\n";
 
-        // What is beyond the head is in the stage, and nobody's.
         let rounds: Vec<_> = (0..n_sums)
             .step_by(self.matrices_at_once())
             .map(|first| first..n_sums.min(first + self.matrices_at_once()))
             .collect();
         let at = |first: usize, own: usize| {
-            let column = (own - first) * self.round();
-            format!("    let at_{own} = place.subgroup * SIZE + {column}u;\n")
+            let column = self.own_column(own, self.head_dim / self.matrix.size);
+            let before = first * self.n_subgroups();
+            format!("    let at_{own} = ({column} - {before}u) * SIZE;\n")
         };
         let store = |own: usize| format!("    coopStoreT(sum_{own}, &stage[at_{own}], stride);\n");
         let load =
             |own: usize| format!("    sum_{own} = coopLoadT<MatC>(&stage[at_{own}], stride);\n");
 
-        *text += "fn rescale_all(place: Place) {\n    let stride = STAGE_STRIDE;\n";
+        *text += "fn rescale_all(place: Place) {\n    let stride = STAGE_STRIDE;\n    let subgroup = place.subgroup;\n";
         for round in &rounds {
             let stores = round.clone().map(|own| at(round.start, own) + &store(own));
             *text += &stores.collect::<String>();
@@ -327,7 +369,7 @@ impl Tile {
         }
         *text += "}\n";
 
-        *text += "fn finish_all(place: Place) {\n    let stride = STAGE_STRIDE;\n";
+        *text += "fn finish_all(place: Place) {\n    let stride = STAGE_STRIDE;\n    let subgroup = place.subgroup;\n";
         for round in &rounds {
             let stores = round.clone().map(|own| at(round.start, own) + &store(own));
             *text += &stores.collect::<String>();

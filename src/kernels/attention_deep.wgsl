@@ -8,9 +8,9 @@
 // numerics: as attention_few, within 4e-6 * max |values| where scores differ by less than 30; |scores| below 1e28
 // source: arXiv:2307.08691, algorithm 1; splits https://pytorch.org/blog/flash-decoding/; grouped queries arXiv:2305.13245
 
-// From Tile::source: SIZE, SUBGROUP, N_SUBGROUPS, HEAD_DIM, TILE_KEYS, STAGE_WIDTH, TileElement, TILE_LENGTH, WeightElement,
-// WEIGHT_LENGTH, MatA, MatB, MatC, put_key8, put_value8, put_weight4, load_queries, clear_sums, score, sum_values, rescale_all,
-// finish_all.
+// From Tile::source: SIZE, SUBGROUP, N_SUBGROUPS, HEAD_DIM, TILE_KEYS, KEY_THREADS, STAGE_WIDTH, Element, TILE_LENGTH,
+// WEIGHT_LENGTH, MatA, MatB, MatC, put_key8, put_value8, put_weight4, fetch_keys, fetch_values, put_keys,
+// put_values, load_queries, clear_sums, score, sum_values, rescale_all, finish_all.
 
 struct Params {
     n_head: u32,
@@ -25,8 +25,8 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;              // [n_rows, stride]
-@group(0) @binding(3) var<storage, read> keys: array<vec4<u32>>;           // [capacity, n_head_kv, head_dim]
-@group(0) @binding(4) var<storage, read> values: array<vec4<u32>>;         // [capacity, n_head_kv, head_dim]
+@group(0) @binding(3) var<storage, read> keys: array<mat2x4<f16>>;         // [capacity, n_head_kv, head_dim]
+@group(0) @binding(4) var<storage, read> values: array<mat2x4<f16>>;       // [capacity, n_head_kv, head_dim]
 @group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>; // [n_rows, n_head, n_splits, 4 + head_dim]
 
 // A query has two rows of the matrices, and so have its weights: what 16 bits hold, and ROWS below it what they leave. Sums
@@ -36,8 +36,6 @@ const N_THREADS = N_SUBGROUPS * SUBGROUP;
 const LANES = N_THREADS / ROWS; // invocations that share a row's softmax, all of one subgroup
 const N_QUADS = HEAD_DIM / 4u;
 const EIGHTS = HEAD_DIM / 8u;
-const TILE_EIGHTS = TILE_KEYS * EIGHTS;
-const LOADS = (TILE_EIGHTS + N_THREADS - 1u) / N_THREADS; // of keys, and of values, that an invocation has under way
 const KEY_QUADS = TILE_KEYS / 4u;
 const SHARE = (KEY_QUADS + LANES - 1u) / LANES; // quads of a row's scores that an invocation has
 
@@ -48,16 +46,13 @@ const STAGE_STRIDE = STAGE_WIDTH + 4u;
 
 // Matrices are loaded from and stored to addresses of 16 bytes, and drivers put variables behind each other: all of them
 // are multiples of 16 bytes.
-var<workgroup> key_tile: array<TileElement, TILE_LENGTH>; // at first the queries
-var<workgroup> value_tile: array<TileElement, TILE_LENGTH>;
-var<workgroup> weights: array<WeightElement, WEIGHT_LENGTH>;
+var<workgroup> key_tile: array<Element, TILE_LENGTH>; // at first the queries
+var<workgroup> value_tile: array<Element, TILE_LENGTH>;
+var<workgroup> weights: array<Element, WEIGHT_LENGTH>;
 var<workgroup> stage: array<f32, SIZE * STAGE_STRIDE>; // scores of a tile; sums on their way to and from matrices
 var<workgroup> factors: array<f32, ROWS>;              // of the rows' sums
 var<workgroup> must_rescale: vec4<u32>;                // in x: whether a factor is not 1
 
-// Of the next tiles, while the present ones are used.
-var<private> held_keys: array<vec4<u32>, LOADS>;
-var<private> held_values: array<vec4<u32>, LOADS>;
 // Of the invocation's share of its row's scores.
 var<private> scores: array<vec4<f32>, SHARE>;
 
@@ -76,6 +71,8 @@ struct Place {
     group_size: u32, // query heads of a key-value head
     thread: u32,
     subgroup: u32,
+    key: u32,        // of a tile, and its eight: the first that the invocation brings
+    eight: u32,
     tile_row: u32,   // of the invocation, below ROWS
     part: u32,       // of the row, below LANES
     query_start: u32,
@@ -103,6 +100,8 @@ fn main(
     place.group_size = group_size;
     place.thread = thread;
     place.subgroup = subgroup;
+    place.key = thread / KEY_THREADS;
+    place.eight = thread % KEY_THREADS;
     place.tile_row = subgroup * (ROWS / N_SUBGROUPS) + lane / LANES;
     place.part = lane % LANES;
     let row = min(first_row + place.tile_row, n_rows - 1u);
@@ -123,8 +122,8 @@ fn main(
     let stride = p.n_splits * TILE_KEYS;
     fetch_keys(start, place);
     fetch_values(start, place);
-    for (var i = thread; i < SIZE * STAGE_STRIDE; i += N_THREADS) {
-        stage[i] = 0.0;
+    for (var i = thread; i < SIZE * SIZE; i += N_THREADS) {
+        stage[i / SIZE * STAGE_STRIDE + i % SIZE] = 0.0;
     }
     must_rescale.x = 0u;
     let exponent = query_exponent(place);
@@ -210,13 +209,10 @@ fn largest_of4(four: vec4<f32>) -> f32 {
     return max(max(four.x, four.y), max(four.z, four.w));
 }
 
-// Four numbers as 16-bit floats, and what these leave of them.
-fn halves(four: vec4<f32>) -> vec2<u32> {
-    return vec2(pack2x16float(four.xy), pack2x16float(four.zw));
-}
-
-fn floats(halves: vec2<u32>) -> vec4<f32> {
-    return vec4(unpack2x16float(halves.x), unpack2x16float(halves.y));
+// The nearest numbers that 16-bit floats hold, of those that are not too small. By their bits, since compilers take what is
+// converted there and back for what it was, and then nothing is left.
+fn upper_of(four: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(four) + 0x1000u) & vec4(0xffffe000u));
 }
 
 // A row counts the query heads of a key-value head, and rows of the batch.
@@ -243,49 +239,23 @@ fn put_query(inverse: f32, place: Place) {
         let at = place.tile_row * ROW_EIGHTS + eight;
         let first = q[place.query_start + eight * 2u] * inverse;
         let second = q[place.query_start + eight * 2u + 1u] * inverse;
-        let upper = vec4(halves(first), halves(second));
-        put_key8(at, upper);
-        let lower = vec4(halves(first - floats(upper.xy)), halves(second - floats(upper.zw)));
-        put_key8(at + ROWS * ROW_EIGHTS, lower);
+        let upper = mat2x4(upper_of(first), upper_of(second));
+        let lower = mat2x4(first, second) - upper;
+        put_key8(at, mat2x4<f16>(vec4<f16>(upper[0]), vec4<f16>(upper[1])));
+        put_key8(at + ROWS * ROW_EIGHTS, mat2x4<f16>(vec4<f16>(lower[0]), vec4<f16>(lower[1])));
     }
 }
 
-// Where eight elements that the invocation brings to a tile lie in the cache. Keys behind the last one that is seen repeat it,
-// since anything may stand there.
-fn eight_at(tile: u32, i: u32, place: Place) -> u32 {
-    let eight = i * N_THREADS + place.thread;
-    let position = min(tile + eight / EIGHTS, place.end - 1u);
-    return position * place.key_stride + place.key_start + eight % EIGHTS;
+// Where eight elements that the invocation brings to a tile lie in the cache, counted in keys and eights from the first. Keys
+// behind the last one that is seen repeat it, since anything may stand there.
+fn eight_at(tile: u32, key: u32, eight: u32, place: Place) -> u32 {
+    let position = min(tile + place.key + key, place.end - 1u);
+    return position * place.key_stride + place.key_start + place.eight + eight;
 }
 
-fn fetch_keys(tile: u32, place: Place) {
-    for (var i = 0u; i < LOADS; i++) {
-        held_keys[i] = keys[eight_at(tile, i, place)];
-    }
-}
-
-fn fetch_values(tile: u32, place: Place) {
-    for (var i = 0u; i < LOADS; i++) {
-        held_values[i] = values[eight_at(tile, i, place)];
-    }
-}
-
-fn put_keys(place: Place) {
-    for (var i = 0u; i < LOADS; i++) {
-        let eight = i * N_THREADS + place.thread;
-        if TILE_EIGHTS % N_THREADS == 0u || eight < TILE_EIGHTS {
-            put_key8(eight / EIGHTS * ROW_EIGHTS + eight % EIGHTS, held_keys[i]);
-        }
-    }
-}
-
-fn put_values(place: Place) {
-    for (var i = 0u; i < LOADS; i++) {
-        let eight = i * N_THREADS + place.thread;
-        if TILE_EIGHTS % N_THREADS == 0u || eight < TILE_EIGHTS {
-            put_value8(eight / EIGHTS * ROW_EIGHTS + eight % EIGHTS, held_values[i]);
-        }
-    }
+// Where they lie in their tile.
+fn put_at(key: u32, eight: u32, place: Place) -> u32 {
+    return (place.key + key) * ROW_EIGHTS + place.eight + eight;
 }
 
 fn stage4(at: u32) -> vec4<f32> {
@@ -328,11 +298,11 @@ fn put_weights(base: f32, place: Place) -> f32 {
         if quad < KEY_QUADS {
             let at = place.tile_row * WEIGHT_QUADS + quad;
             let four = exp(scores[i] - base);
-            let upper = halves(four);
-            let lower = halves(four - floats(upper));
-            put_weight4(at, upper);
-            put_weight4(at + ROWS * WEIGHT_QUADS, lower);
-            sums += floats(upper) + floats(lower);
+            let upper = upper_of(four);
+            let lower = four - upper;
+            put_weight4(at, vec4<f16>(upper));
+            put_weight4(at + ROWS * WEIGHT_QUADS, vec4<f16>(lower));
+            sums += four;
         }
     }
     return dot(sums, vec4(1.0));
