@@ -239,8 +239,7 @@ fn attention_deep_matches_its_twin_for_zero_values_and_equal_scores() {
 }
 
 /// Scores that rise and fall by more than a weight of 16 bits holds, so that sums are rescaled.
-fn steep(height: f32, query: f32) -> (Case, Inputs) {
-    let head_dim = 16;
+fn steep(head_dim: usize, height: f32, query: f32) -> (Case, Inputs) {
     let case = case(
         77,
         Shape {
@@ -264,23 +263,44 @@ fn steep(height: f32, query: f32) -> (Case, Inputs) {
 #[test]
 fn attention_deep_of_huge_scores_takes_the_highest() {
     let Some(context) = gpu() else { return };
-    for height in [0.25, 80.0] {
-        for query in [1.0, 1e6, 1e15] {
-            let (case, inputs) = steep(height, query);
-            for tile in tiles(context, &case.shape) {
-                for n_splits in [1, 2, 6] {
-                    let kernel = &attention_deep::KERNEL;
-                    let got = run(context, kernel, tile, &case, &inputs, n_splits);
-                    // Scores of thousands differ by multiples of 4: the weights of all but the highest are small.
-                    let wrong = first_difference(&got.dst, &inputs.want, |_| 4.0 * BOUND);
-                    assert!(
-                        wrong.is_none(),
-                        "{tile:?}, {height}, {query}, {n_splits}: {wrong:?}"
-                    );
-                }
+    let heights = [0.25, 80.0].into_iter();
+    let narrow = heights.flat_map(|height| [1.0, 1e6, 1e15].map(|query| (16, height, query)));
+    // Whose sums are rescaled in several parts.
+    let wide = [(256, 0.25, 1.0)];
+    for (head_dim, height, query) in narrow.chain(wide) {
+        let (case, inputs) = steep(head_dim, height, query);
+        for tile in tiles(context, &case.shape) {
+            for n_splits in [1, 2, 6] {
+                let kernel = &attention_deep::KERNEL;
+                let got = run(context, kernel, tile, &case, &inputs, n_splits);
+                // Neighbouring scores differ by 4 or more: the weights of all but the highest are small.
+                let wrong = first_difference(&got.dst, &inputs.want, |_| 4.0 * BOUND);
+                let what = (head_dim, height, query, n_splits);
+                assert!(wrong.is_none(), "{tile:?}, {what:?}: {wrong:?}");
             }
         }
     }
+}
+
+#[test]
+fn attention_deep_has_workgroups_for_a_large_gpu() {
+    let matrix = CooperativeMatrix {
+        size: 16,
+        subgroup_size: 32,
+        from_vectors: true,
+    };
+    let grid_of = |n_head, n_head_kv, n_rows| {
+        let shape = shape(n_head, n_head_kv, 128, 0);
+        let tile = Tile::new(matrix, &shape, ROOMS[0]).unwrap();
+        let n_splits = attention_deep::splits(tile, &shape);
+        attention_deep::grid(tile, &Params::new(&shape, n_splits, false), n_rows)
+    };
+    assert_eq!(grid_of(32, 8, 1), [8, 33, 1]);
+    assert_eq!(grid_of(32, 8, 2), [8, 33, 1]);
+    assert_eq!(grid_of(32, 8, 4), [8, 33, 2]);
+    assert_eq!(grid_of(32, 2, 1), [2, 64, 2]);
+    assert_eq!(grid_of(9, 3, 3), [3, 64, 2]);
+    assert_eq!(grid_of(256, 128, 1), [128, 3, 1]);
 }
 
 #[test]
@@ -317,7 +337,7 @@ fn attention_deep_with_a_mistake_is_noticed() {
         ("let weight = row_sum(total)", "let weight = total"),
         ("= vec4(base, weight", "= vec4(0.0, weight"),
     ];
-    let (steep_case, steep_inputs) = steep(0.25, 1.0);
+    let (steep_case, steep_inputs) = steep(16, 0.25, 1.0);
     let in_window = Case {
         shape: Shape {
             window: Some(90),
@@ -329,6 +349,16 @@ fn attention_deep_with_a_mistake_is_noticed() {
     let Some(&tile) = tiles(context, &plain.shape).first() else {
         return;
     };
+    let noticed = |kernel: &Kernel| {
+        let of_steep = || {
+            let got = run(context, kernel, tile, &steep_case, &steep_inputs, 2);
+            first_difference(&got.dst, &steep_inputs.want, |_| 4.0 * BOUND).is_some()
+        };
+        let cases = [in_window, plain];
+        let is_wrong = |case: &Case| judge(context, kernel, tile, case, 3).is_err();
+        cases.iter().any(is_wrong) || of_steep()
+    };
+    assert!(!noticed(&attention_deep::KERNEL));
     for (right, wrong) in mistakes {
         let text = attention_deep::KERNEL.wgsl;
         assert_eq!(text.matches(right).count(), 1, "`{right}`");
@@ -338,14 +368,7 @@ fn attention_deep_with_a_mistake_is_noticed() {
             wgsl: String::leak(text.replace(right, wrong)),
             ..attention_deep::KERNEL
         };
-        let of_steep = || {
-            let got = run(context, &kernel, tile, &steep_case, &steep_inputs, 2);
-            first_difference(&got.dst, &steep_inputs.want, |_| 4.0 * BOUND).is_some()
-        };
-        let is_noticed = [in_window, plain]
-            .iter()
-            .any(|case| judge(context, &kernel, tile, case, 3).is_err());
-        assert!(is_noticed || of_steep(), "`{right}` became `{wrong}`");
+        assert!(noticed(&kernel), "`{right}` became `{wrong}`");
     }
 }
 

@@ -194,7 +194,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn attention(&self, step: usize, op: &Op) -> Vec<Draft<'a>> {
-        use kernels::{attention, attention_coop, attention_deep, attention_few, attention_merge};
+        use kernels::{attention, attention_coop, attention_few, attention_merge};
         let (
             &Op::Attention {
                 q,
@@ -291,36 +291,19 @@ impl<'a> Lowering<'a> {
         ];
         if is_split {
             let visible = most_whole + 1..=usize::MAX;
-            let (split, n_splits) = match self.choice.deep_tile(&shape) {
-                Some(tile) => {
-                    let n_splits = attention_deep::splits(tile, &shape);
-                    let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
-                    let storage = vec![of(q), keys.clone(), values.clone(), whole(partials)];
-                    let kernel = &attention_deep::KERNEL;
-                    let grid = move |params: &_, n_rows| attention_deep::grid(tile, params, n_rows);
-                    let draft = self.plain(step, dst, kernel, params, storage, grid);
-                    let draft = Draft {
-                        visible: visible.clone(),
-                        variant: Variant {
-                            deep_tile: Some(tile),
-                            ..draft.variant
-                        },
-                        ..draft
-                    };
-                    (draft.for_few(self.choice), n_splits)
-                }
-                None => {
-                    let n_splits = attention_few::splits(&shape);
-                    let heads = Heads::shared(&shape);
-                    (few(heads, n_splits, visible.clone()), n_splits)
-                }
-            };
+            let tile = self.choice.deep_tile(&shape);
+            let deep = tile.and_then(|tile| self.deep_attention(step, op, &shape, tile));
+            let (split, n_splits) = deep.unwrap_or_else(|| {
+                let n_splits = attention_few::splits(&shape);
+                (few(Heads::shared(&shape), n_splits, ALWAYS), n_splits)
+            });
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding];
             let kernel = &attention_merge::KERNEL;
             let merge = self.plain(step, dst, kernel, params, storage, attention_merge::grid);
             drafts.push(Draft {
                 writes: Vec::new(),
+                visible: visible.clone(),
                 ..split
             });
             let merge = Draft {
