@@ -18,7 +18,8 @@ Options of every example:
   --model MODEL      path of a GGUF file; `smollm2` (the default) or `gemma-3-270m`, fetched once;
                      or random weights as `synthetic:SHAPE:TYPE`, e.g. `synthetic:llama3-8b:q4_0`
   --device DEVICE    auto, cpu, gpu, gpu:INDEX, gpu:NAME or reference [auto]
-  --without FEATURE  leaves out one of what a GPU can do: subgroups, cooperative_matrices, int8_dot, fusion or constants
+  --without FEATURE  leaves out one of what a GPU can do: subgroups, cooperative_matrices, int8_dot,
+                     fusion or constants
   --threads N        threads of the CPU device [one a core]
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
   --first-layers N   that many layers of the model alone, to see where an answer goes wrong [all]

@@ -32,7 +32,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
 
 /// What speed depends on.
 struct Sizes {
-    /// Subgroups of a workgroup, which share the keys of a tile, and then the columns of the values.
+    /// Subgroups of a workgroup, a power of two, which share the keys of a tile, and then the columns of the values.
     n_subgroups: usize,
     /// Keys of a tile.
     most_keys: usize,
