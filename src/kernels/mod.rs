@@ -7,6 +7,7 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_coop;
+pub(crate) mod attention_deep;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
 pub(crate) mod causal_conv;
@@ -129,6 +130,8 @@ pub(crate) struct Uses {
     pub(crate) f16_rows: bool,
     /// Cooperative matrices and the cache as their factors ([`attention_coop::Tile::source`]).
     pub(crate) attention_tile: bool,
+    /// Cooperative matrices for few rows ([`attention_deep::Tile::source`]).
+    pub(crate) deep_tile: bool,
     /// Nothing: the text has all of them in it.
     #[cfg(test)]
     pub(crate) is_whole: bool,
@@ -151,6 +154,7 @@ impl Uses {
         quantize: false,
         f16_rows: false,
         attention_tile: false,
+        deep_tile: false,
         #[cfg(test)]
         is_whole: false,
     };
@@ -183,6 +187,8 @@ pub(crate) struct Variant {
     pub(crate) heads: Option<attention_few::Heads>,
     /// What a workgroup computes of attention by cooperative matrices.
     pub(crate) attention_tile: Option<attention_coop::Tile>,
+    /// What a workgroup computes of attention deep in the context by cooperative matrices.
+    pub(crate) deep_tile: Option<attention_deep::Tile>,
     /// Whether workgroups of [`Uses::matvec`] have 256 invocations, else 128.
     pub(crate) is_wide: bool,
     /// The parameters, where they are part of the text and not read from the uniform: the first loads of
@@ -200,6 +206,7 @@ impl Variant {
         tile: None,
         heads: None,
         attention_tile: None,
+        deep_tile: None,
         is_wide: false,
         constants: None,
     };
@@ -207,10 +214,11 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 35] = [
+pub(crate) const ALL: [&Kernel; 36] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
+    &attention_deep::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
     &causal_conv::KERNEL,
@@ -273,11 +281,13 @@ impl Kernel {
         }
         let tile = variant.tile.filter(|_| self.uses.tile);
         let attention_tile = variant.attention_tile.filter(|_| self.uses.attention_tile);
-        if tile.is_some() || attention_tile.is_some() {
+        let deep_tile = variant.deep_tile.filter(|_| self.uses.deep_tile);
+        if tile.is_some() || attention_tile.is_some() || deep_tile.is_some() {
             source += "enable wgpu_cooperative_matrix;\n";
         }
         source += &tile.map(|tile| tile.source()).unwrap_or_default();
         source += &attention_tile.map(|tile| tile.source()).unwrap_or_default();
+        source += &deep_tile.map(|tile| tile.source()).unwrap_or_default();
         source += include_str!("common/batch.wgsl");
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");

@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kernels::attention_few::Heads;
 use crate::kernels::matmul_coop::Tile;
-use crate::kernels::{Access, BatchParams, Constants, Kernel, Src, Variant, attention_coop};
+use crate::kernels::{
+    Access, BatchParams, Constants, Kernel, Src, Variant, attention_coop, attention_deep,
+};
 use crate::kv_cache::KvType;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -33,6 +35,7 @@ struct Key {
     is_wide: Option<bool>,
     constants: Option<Constants>,
     attention_tile: Option<attention_coop::Tile>,
+    deep_tile: Option<attention_deep::Tile>,
 }
 
 impl fmt::Display for Key {
@@ -49,6 +52,7 @@ impl fmt::Display for Key {
             self.tile.map(|tile| tile.to_string()),
             self.heads.map(|heads| format!("{heads:?}")),
             self.attention_tile.map(|tile| format!("{tile:?}")),
+            self.deep_tile.map(|tile| format!("{tile:?}")),
             is_set(self.subgroups).then(|| "subgroups".to_owned()),
             is_set(self.is_wide).then(|| "wide".to_owned()),
             self.constants.map(|constants| constants.to_string()),
@@ -75,6 +79,7 @@ impl Key {
             attention_tile: variant
                 .attention_tile
                 .filter(|_| kernel.uses.attention_tile),
+            deep_tile: variant.deep_tile.filter(|_| kernel.uses.deep_tile),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::{self, Heads};
 use crate::kernels::sentinel::Slot;
-use crate::kernels::{BatchParams, quantize, row_stride};
+use crate::kernels::{BatchParams, attention_deep, quantize, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::plan::{BufferId, Op, Plan, State, Step};
 
@@ -105,7 +105,9 @@ impl SessionBuffers {
             _ => None,
         });
         let partials = partials.map(|shape| {
-            let splits = attention_few::splits(&shape);
+            let deep = choice.deep_tile(&shape);
+            let deep = deep.map_or(0, |tile| attention_deep::splits(tile, &shape));
+            let splits = attention_few::splits(&shape).max(deep);
             let params = attention_few::Params::new(&shape, splits, false);
             attention_few::partials_len(&params, Heads::shared(&shape), FEW_ROWS)
         });

@@ -1,6 +1,7 @@
 //! A plan made into dispatches: for each step its pipelines, bind groups and grids, fixed at load.
 
 mod buffers;
+mod deep;
 mod experts;
 mod few;
 mod fuse;

@@ -309,7 +309,7 @@ impl<'a> Lowering<'a> {
             draft.for_few(self.choice)
         };
         let most_whole = attention_few::most_whole(&shape);
-        let n_splits = attention_few::splits(&shape);
+        let is_split = attention_few::splits(&shape) > 1;
         let mut drafts = vec![
             many.unwrap_or(Draft {
                 rows: Rows::MANY,
@@ -317,15 +317,21 @@ impl<'a> Lowering<'a> {
             }),
             few(Heads::whole(&shape), 1, 0..=most_whole),
         ];
-        if n_splits > 1 {
+        if is_split {
             let visible = most_whole + 1..=usize::MAX;
-            let split = few(Heads::shared(&shape), n_splits, visible.clone());
+            let tile = self.choice.deep_tile(&shape);
+            let deep = tile.and_then(|tile| self.deep_attention(step, op, &shape, tile));
+            let (split, n_splits) = deep.unwrap_or_else(|| {
+                let n_splits = attention_few::splits(&shape);
+                (few(Heads::shared(&shape), n_splits, ALWAYS), n_splits)
+            });
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding];
             let kernel = &attention_merge::KERNEL;
             let merge = self.plain(step, dst, kernel, params, storage, attention_merge::grid);
             drafts.push(Draft {
                 writes: Vec::new(),
+                visible: visible.clone(),
                 ..split
             });
             let merge = Draft {
