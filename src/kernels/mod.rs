@@ -12,6 +12,7 @@ pub(crate) mod attention_merge;
 pub(crate) mod choose_experts;
 mod constants;
 pub(crate) mod embed;
+pub(crate) mod expert_gated;
 pub(crate) mod expert_matvec;
 pub(crate) mod expert_weights;
 pub(crate) mod experts;
@@ -196,7 +197,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 27] = [
+pub(crate) const ALL: [&Kernel; 28] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -204,6 +205,7 @@ pub(crate) const ALL: [&Kernel; 27] = [
     &attention_merge::KERNEL,
     &choose_experts::KERNEL,
     &embed::KERNEL,
+    &expert_gated::KERNEL,
     &expert_matvec::KERNEL,
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,

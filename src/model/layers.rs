@@ -311,9 +311,16 @@ fn expert_weights(
 ) -> Result<ExpertWeights> {
     let (n_expert, n_ffn) = (spec.n_expert, spec.intermediate_size);
     let bias = experts.bias;
-    let mut of_all = |name: &str, n_out: usize, n_in: usize| -> Result<Linear> {
-        let name = format!("{prefix}{name}");
-        let weight = find.matrices(&format!("{name}.weight"), [n_expert, n_out, n_in])?;
+    let names = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let [of_gate, of_up, of_down] = names.map(|name| format!("{prefix}{name}"));
+    let mut weight = |name: &str, n_out: usize, n_in: usize| {
+        find.matrices(&format!("{name}.weight"), [n_expert, n_out, n_in])
+    };
+    // What is alike follows each other: a kernel may then read both.
+    let gate = weight(&of_gate, n_ffn, hidden)?;
+    let up = weight(&of_up, n_ffn, hidden)?;
+    let down = weight(&of_down, hidden, n_ffn)?;
+    let mut with_bias = |weight, name: &str, n_out: usize| -> Result<Linear> {
         let name = format!("{name}.bias");
         let has_bias = match bias {
             Presence::Required => true,
@@ -323,9 +330,9 @@ fn expert_weights(
         let bias = has_bias.then(|| find.flat(&name, n_expert, n_out));
         Ok((weight, bias.transpose()?))
     };
-    let gate = of_all("ffn_gate_exps", n_ffn, hidden)?;
-    let up = of_all("ffn_up_exps", n_ffn, hidden)?;
-    let down = of_all("ffn_down_exps", hidden, n_ffn)?;
+    let gate = with_bias(gate, &of_gate, n_ffn)?;
+    let up = with_bias(up, &of_up, n_ffn)?;
+    let down = with_bias(down, &of_down, hidden)?;
     let router = format!("{prefix}ffn_gate_inp");
     let choice_bias = format!("{prefix}exp_probs_b.bias");
     let shared = |find: &mut WeightFinder, n_ffn: usize| -> Result<SharedWeights> {

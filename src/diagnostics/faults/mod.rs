@@ -35,7 +35,7 @@ enum Damage {
     /// To what runs on the GPU, of a model whose layers see a window of positions.
     Windowed(Tampering),
     /// To what runs on the GPU, of a model with experts.
-    Experts(Tampering),
+    Experts(Activations, Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -86,9 +86,14 @@ impl Damage {
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.tamper(tampering).build()
             }
-            Damage::Experts(tampering) => {
-                let gguf = Gguf::open(shared("arch/gpt-oss.gguf")?).unwrap();
-                let builder = builder_of(gguf).activations(Activations::F32);
+            Damage::Experts(activations, tampering) => {
+                // Of floats, which nothing rounds, or quantised.
+                let file = match activations {
+                    Activations::F32 => "arch/gpt-oss.gguf",
+                    _ => "arch/llama-moe-q8_0.gguf",
+                };
+                let gguf = Gguf::open(shared(file)?).unwrap();
+                let builder = builder_of(gguf).activations(activations);
                 builder.context_length(256).tamper(tampering).build()
             }
             Damage::File(bytes) => {

@@ -1,6 +1,7 @@
 //! The judge: rows of values against the reference's.
 
 use super::divergence::Finding;
+use crate::kernels::experts::LEAST_SUM;
 use crate::plan::Op;
 
 /// The error of one step, as a share of the row's root mean square, that its arithmetic explains.
@@ -39,6 +40,26 @@ pub(super) struct Outcome {
 /// Compares rows of `width` elements. An element may differ by `tolerance` of its row's root mean
 /// square, or of itself where it is larger.
 pub(super) fn compare(found: &[f32], expected: &[f32], width: usize, tolerance: f32) -> Outcome {
+    compare_above(found, expected, width, tolerance, 0.0)
+}
+
+/// The error that a step may have besides its share of the row: what comes of numbers too small for a normal float,
+/// which many GPUs take as zero. Weights of experts are such numbers divided by a sum.
+pub(super) fn least_error(op: &Op) -> f32 {
+    match *op {
+        Op::ExpertWeights { scale, .. } => f32::MIN_POSITIVE / LEAST_SUM * scale.abs(),
+        _ => 0.0,
+    }
+}
+
+/// As [`compare`]; an element may also differ by `least`.
+pub(super) fn compare_above(
+    found: &[f32],
+    expected: &[f32],
+    width: usize,
+    tolerance: f32,
+    least: f32,
+) -> Outcome {
     let wrong = |index: usize, finding| Outcome {
         wrong: Some((index / width, index % width, finding)),
         share: 1.0,
@@ -63,7 +84,7 @@ pub(super) fn compare(found: &[f32], expected: &[f32], width: usize, tolerance: 
     for (row, (found, expected)) in rows.enumerate() {
         let rms = rms(expected);
         for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-            let bound = tolerance * rms.max(expected.abs());
+            let bound = (tolerance * rms.max(expected.abs())).max(least);
             let error = (found - expected).abs();
             if !(error <= bound && bound.is_finite()) {
                 let finding = Finding::Differs {
@@ -123,6 +144,15 @@ mod tests {
     fn comparison_without_tolerance_wants_the_same_values() {
         assert_eq!(finding(&[1.0, -2.0], &[1.0, -2.0], 0.0), None);
         assert!(finding(&[1.0, 2.0], &[1.0, 2.000_000_2], 0.0).is_some());
+    }
+
+    #[test]
+    fn what_is_too_small_for_a_device_may_differ_and_no_more() {
+        let outcome = |found| compare_above(&[found, 0.0], &[2e-35, 0.0], 2, 2e-5, 1e-33);
+        assert!(outcome(0.0).wrong.is_none());
+        assert!(outcome(2e-33).wrong.is_some());
+        let none = compare(&[0.0, 0.0], &[2e-35, 0.0], 2, 2e-5);
+        assert!(none.wrong.is_some());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Compares each step of a device with the reference, on the inputs that the device had.
 
-use super::compare::{compare, tolerance};
+use super::compare::{compare_above, least_error, tolerance};
 use super::divergence::{Divergence, Finding, Phase};
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Observation, Rounding};
@@ -92,11 +92,12 @@ impl Judge {
         if !seen.values.is_empty() && is_zero(seen.values) && !may_be_zero {
             return Some(self.divergence(seen.index, batch, phase, (0, 0), Finding::AllZero));
         }
-        let outcome = compare(
+        let outcome = compare_above(
             seen.values,
             &expected,
             seen.width.max(1),
             self.tolerance(op, batch),
+            least_error(op),
         );
         if let Some((row, column, finding)) = outcome.wrong {
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));

@@ -31,14 +31,19 @@ fn batch() -> BatchParams {
 }
 
 /// Weights of a type, as a file and as the kernels see them.
-struct Weights {
-    shard: Shard,
-    file: Vec<u8>,
-    words: Vec<u32>,
+pub(super) struct Weights {
+    pub(super) shard: Shard,
+    pub(super) file: Vec<u8>,
+    pub(super) words: Vec<u32>,
 }
 
 impl Weights {
-    fn new(random: &mut Random, ty: WeightType, n_rows: usize, n_cols: usize) -> Weights {
+    pub(super) fn new(
+        random: &mut Random,
+        ty: WeightType,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Weights {
         let mut file = Vec::new();
         for _ in 0..n_rows {
             let row: Vec<f32> = (0..n_cols).map(|_| random.signed()).collect();

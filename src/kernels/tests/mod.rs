@@ -4,6 +4,7 @@ mod attention;
 mod attention_coop;
 mod attention_few;
 mod elementwise;
+mod expert_gated;
 mod experts;
 mod few_rows;
 mod layer_norm;
@@ -20,7 +21,7 @@ use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
-use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, row_stride};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -92,8 +93,9 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     }
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
+        let of_experts = ["expert_gated", "expert_matvec"];
         // Kernels with a residual, and those of experts, have none of what a norm needs.
-        let sources = match kernel.uses.output || kernel.name == expert_matvec::KERNEL.name {
+        let sources = match kernel.uses.output || of_experts.contains(&kernel.name) {
             true => vec![Src::Int8],
             false => vec![Src::Int8, Src::Norm],
         };

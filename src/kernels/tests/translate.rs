@@ -4,7 +4,7 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_matvec, expert_weights, f16_rows,
+    attention_few, choose_experts, embed, expert_gated, expert_matvec, expert_weights, f16_rows,
     gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
     matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
     weighted_sum,
@@ -65,6 +65,22 @@ fn params_members(kernel: &Kernel) -> Members {
             n_group,
             n_used
         }),
+        "expert_gated" => members!(expert_gated::Params {
+            matrix,
+            up_planes,
+            src_stride,
+            dst_stride,
+            n_pairs,
+            activation,
+            has_int8,
+            has_bias,
+            up_bias,
+            n_out,
+            n_expert,
+            n_chosen,
+            chosen_stride,
+            slots_per_src
+        }),
         "expert_matvec" => members!(expert_matvec::Params {
             matrix,
             src_stride,
@@ -103,6 +119,7 @@ fn params_members(kernel: &Kernel) -> Members {
         "f16_rows" => members!(f16_rows::Params {
             stride,
             extent,
+            n_slots,
             padding
         }),
         "gated_activation" => {
@@ -183,7 +200,7 @@ fn params_members(kernel: &Kernel) -> Members {
             eps,
             writes_norm
         }),
-        "quantize" => members!(quantize::Params { stride }),
+        "quantize" => members!(quantize::Params { stride, n_slots }),
         "rms_norm" => members!(rms_norm::Params {
             group,
             n_groups,

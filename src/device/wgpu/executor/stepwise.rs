@@ -21,17 +21,22 @@ impl Stepwise for GpuExecutor {
         });
         // The kernel that wrote a buffer may have written its rounded form too, or have left it to the product.
         let rounded = steps.iter().enumerate().filter_map(|(product, step)| {
-            let Op::MatMul {
-                src,
-                weight,
-                int8_rows,
-                dst,
-                ..
-            } = step.op
-            else {
-                return None;
+            let (src, weight, int8_rows, n_rows) = match step.op {
+                Op::MatMul {
+                    src,
+                    weight,
+                    int8_rows,
+                    dst,
+                    ..
+                } => (src, weight, int8_rows, self.plan.rows_of(dst, batch)),
+                Op::ExpertMatMul {
+                    src,
+                    weight,
+                    int8_rows,
+                    ..
+                } => (src, weight, int8_rows, batch.n_rows()),
+                _ => return None,
             };
-            let n_rows = self.plan.rows_of(dst, batch);
             let ty = self.shared.weights.get(weight).ty;
             let rounds = int8_rows >= n_rows || self.shared.rounding.is_f16(ty, n_rows);
             let writes = |step: &usize| steps[*step].op.dst() == Some(src);

@@ -20,7 +20,7 @@ pub(in crate::device::wgpu) struct SessionBuffers {
     pub(in crate::device::wgpu) tokens: Buffer,
     /// By [`BufferId`]: `[rows, row_stride(width)] f32`.
     pub(in crate::device::wgpu) activations: Vec<Buffer>,
-    /// By [`BufferId`], for the inputs of products on int8 activations: [`FEW_ROWS`] rows of int8
+    /// By [`BufferId`], for the inputs of products on int8 activations: the rows of int8 of [`FEW_ROWS`] tokens
     /// (`kernels/common/quantize.wgsl`).
     int8: Vec<Option<Buffer>>,
     /// What attention of few rows makes of splits of the keys: room for any of the plan's.
@@ -75,12 +75,13 @@ impl SessionBuffers {
             ])
         };
         let int8 = |index: usize| -> Result<Option<Buffer>> {
-            let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } if src.0 == index);
+            let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } | Op::ExpertMatMul { src, int8_rows: 1.., .. } if src.0 == index);
             if !plan.steps.iter().any(is_input) {
                 return Ok(None);
             }
             let buffer = &plan.buffers[index];
-            let bytes = FEW_ROWS * quantize::row_words(buffer.width) * 4;
+            let n_rows = FEW_ROWS * buffer.extent.n_slots();
+            let bytes = n_rows * quantize::row_words(buffer.width) * 4;
             let label = format!("{} int8", buffer.name);
             create(&label, bytes as u64, storage).map(Some)
         };

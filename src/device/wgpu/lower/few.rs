@@ -14,6 +14,7 @@ impl<'a> Lowering<'a> {
         let draft = match group {
             Group::Heads(heads) => self.heads(step, heads, writes),
             Group::Gated(gated) => self.gated(step, gated),
+            Group::ExpertGated(gated) => self.expert_gated(step, gated),
         };
         Draft {
             writes: writes.to_vec(),

@@ -1,17 +1,22 @@
 //! Which steps of a plan one kernel computes together, in batches of few rows. The kernels write what
 //! each step would have written, so that the plan stays what is observed and verified.
 
-use crate::kernels::{Kernel, matvec_gated, matvec_heads};
+pub(super) use self::experts::ExpertGated;
+
+use crate::kernels::{Kernel, expert_gated, matvec_gated, matvec_heads};
 use crate::model::WeightId;
 use crate::plan::{Activation, BufferId, Extent, Op, Plan, RopeTableId};
 use std::collections::BTreeSet;
 use std::ops::Range;
+
+mod experts;
 
 /// Steps that one kernel computes together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Group {
     Heads(Heads),
     Gated(Gated),
+    ExpertGated(ExpertGated),
 }
 
 /// A projection to heads, its rotation, and its part of a store in the cache.
@@ -122,6 +127,11 @@ pub(super) fn parts(plan: &Plan, places: &dyn Places) -> Vec<Part> {
                     parts[first] = Part::First(Group::Gated(gated), all);
                     parts[second] = Part::Later;
                     parts[index] = Part::Later;
+                } else if let Some(([first, second], gated)) = finder.expert_gated(index) {
+                    let all = vec![first, second, index];
+                    parts[first] = Part::First(Group::ExpertGated(gated), all);
+                    parts[second] = Part::Later;
+                    parts[index] = Part::Later;
                 }
             }
             _ => {}
@@ -162,14 +172,16 @@ impl Group {
         match self {
             Group::Heads(_) => &matvec_heads::KERNEL,
             Group::Gated(_) => &matvec_gated::KERNEL,
+            Group::ExpertGated(_) => &expert_gated::KERNEL,
         }
     }
 
-    /// The source of its products, and where its norm goes.
-    fn src_and_norm(&mut self) -> (Product, &mut Option<Norm>) {
+    /// The source of its products, and where its norm goes; none where it cannot have one.
+    fn src_and_norm(&mut self) -> Option<(Product, &mut Option<Norm>)> {
         match self {
-            Group::Heads(heads) => (heads.product, &mut heads.norm),
-            Group::Gated(gated) => (gated.gate, &mut gated.norm),
+            Group::Heads(heads) => Some((heads.product, &mut heads.norm)),
+            Group::Gated(gated) => Some((gated.gate, &mut gated.norm)),
+            Group::ExpertGated(_) => None,
         }
     }
 
@@ -178,6 +190,7 @@ impl Group {
         match self {
             Group::Heads(heads) => heads.norm,
             Group::Gated(gated) => gated.norm,
+            Group::ExpertGated(_) => None,
         }
     }
 }
@@ -342,9 +355,9 @@ impl Finder<'_> {
         let firsts: Vec<usize> = (step + 1..step + 1 + n_until_overwritten)
             .filter(|&first| match &mut parts[first] {
                 Part::First(group, _) => {
-                    let (product, _) = group.src_and_norm();
                     let takes = self.places.may_normalise(group.kernel(), width);
-                    product.src == dst && product.int8 && takes
+                    let product = group.src_and_norm().map(|(product, _)| product);
+                    product.is_some_and(|product| product.src == dst && product.int8 && takes)
                 }
                 Part::Alone | Part::Later => false,
             })
@@ -372,8 +385,10 @@ impl Finder<'_> {
             return;
         }
         for &reader in &firsts {
-            if let Part::First(group, _) = &mut parts[reader] {
-                *group.src_and_norm().1 = Some(Norm {
+            if let Part::First(group, _) = &mut parts[reader]
+                && let Some((_, norm)) = group.src_and_norm()
+            {
+                *norm = Some(Norm {
                     src,
                     weight,
                     eps,
@@ -402,9 +417,10 @@ impl Finder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::WeightType;
+    use crate::gguf::{Gguf, WeightType};
     use crate::kernels::matvec;
     use crate::model::{DecoderModel, WeightStorage, decoder_plan};
+    use crate::support::shared;
     use crate::tiny;
     use std::sync::Arc;
 
@@ -442,7 +458,11 @@ mod tests {
 
     /// What the steps of the second layer are: the names of those that a kernel at a step computes.
     fn second_layer(int8_rows: usize, given: Given) -> Vec<String> {
-        let gguf = Arc::new(tiny::gguf(WeightType::Q8_0, None));
+        second_layer_of(tiny::gguf(WeightType::Q8_0, None), int8_rows, given)
+    }
+
+    fn second_layer_of(gguf: Gguf, int8_rows: usize, given: Given) -> Vec<String> {
+        let gguf = Arc::new(gguf);
         let model = DecoderModel::from_gguf(gguf, WeightStorage::Native).unwrap();
         let plan = decoder_plan(&model, 8, 1).unwrap();
         let plan = plan.with_int8_activations(&model.weights, int8_rows);
@@ -514,5 +534,28 @@ mod tests {
             ..ALL
         };
         assert_eq!(second_layer(4, sharded), [""; 0]);
+    }
+
+    #[test]
+    fn both_products_of_experts_and_what_gates_them_are_one_kernel() {
+        let gated = "ffn_moe_gate ffn_moe_up ffn_moe_gated".to_owned();
+        for name in ["gpt-oss", "qwen3moe"] {
+            let Some(folder) = shared("arch") else { return };
+            let layer = |given| {
+                let gguf = Gguf::open(folder.join(format!("{name}.gguf"))).unwrap();
+                second_layer_of(gguf, 4, given)
+            };
+            assert!(layer(ALL).contains(&gated), "{name}: {:?}", layer(ALL));
+            let apart = Given {
+                are_together: false,
+                ..ALL
+            };
+            assert!(!layer(apart).contains(&gated), "{name}");
+            let sharded = Given {
+                is_whole: false,
+                ..ALL
+            };
+            assert_eq!(layer(sharded), [""; 0], "{name}");
+        }
     }
 }

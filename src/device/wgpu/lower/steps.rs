@@ -418,12 +418,18 @@ impl<'a> Lowering<'a> {
         rounded: &mut Rounded,
         normed_in_kernels: &BTreeSet<usize>,
     ) -> Vec<Draft<'a>> {
-        let Op::MatMul {
+        let (Op::MatMul {
             src,
             weight,
             int8_rows,
             ..
-        } = *op
+        }
+        | Op::ExpertMatMul {
+            src,
+            weight,
+            int8_rows,
+            ..
+        }) = *op
         else {
             return Vec::new();
         };
@@ -491,7 +497,10 @@ impl<'a> Lowering<'a> {
     fn quantize(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
         use kernels::quantize::{KERNEL, Params, grid};
         let int8 = self.buffers.int8(src)?;
-        let params = Params::new(self.width(src));
+        let params = Params {
+            n_slots: self.plan.buffer(src).extent.n_slots() as u32,
+            ..Params::new(self.width(src))
+        };
         let storage = vec![whole(self.buffers.activation(src)), whole(int8)];
         let draft = self.plain(step, src, &KERNEL, params, storage, grid);
         Some(Draft {
@@ -505,8 +514,11 @@ impl<'a> Lowering<'a> {
     fn f16_rows(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
         use kernels::f16_rows::{KERNEL, Params, grid};
         let [halves, scales] = self.buffers.f16_rows.as_ref()?;
-        let extent = u32::from(self.plan.buffer(src).extent == Extent::Outputs);
-        let params = Params::new(self.width(src), extent);
+        let rows = self.plan.buffer(src).extent;
+        let params = Params {
+            n_slots: rows.n_slots() as u32,
+            ..Params::new(self.width(src), u32::from(rows == Extent::Outputs))
+        };
         let storage = vec![
             whole(self.buffers.activation(src)),
             whole(halves),
