@@ -52,11 +52,12 @@ fn main(
     }
     let id = u32(ids[slot / p.n_chosen * p.chosen_stride + slot % p.n_chosen]);
     let expert = min(id, p.n_expert - 1u);
-    first_row = i32(expert * p.n_out) - i32(p.matrix.first_row);
-    let last_row = first_row + i32(min(2u * (first_pair + p.n_pairs), p.n_out)) - 1;
-    if last_row < 0 || first_row + i32(2u * first_pair) >= i32(p.matrix.n_rows) {
+    let first = i32(expert * p.n_out) - i32(p.matrix.first_row);
+    let last = first + i32(min(2u * (first_pair + p.n_pairs), p.n_out)) - 1;
+    if last < 0 || first + i32(2u * first_pair) >= i32(p.matrix.n_rows) {
         return;
     }
+    first_row = first;
     let output = 2u * first_pair + lane;
     let row_in_shard = first_row + i32(output);
     let is_inside = row_in_shard >= 0 && row_in_shard < i32(p.matrix.n_rows);

@@ -13,7 +13,10 @@ pub(crate) mod choose_experts;
 mod constants;
 pub(crate) mod embed;
 pub(crate) mod expert_gated;
+pub(crate) mod expert_matmul;
+pub(crate) mod expert_matmul_coop;
 pub(crate) mod expert_matvec;
+pub(crate) mod expert_tiles;
 pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
@@ -104,12 +107,16 @@ pub(crate) struct Uses {
     pub(crate) ordered: bool,
     /// 16-bit floats.
     pub(crate) f16: bool,
-    /// Cooperative matrices ([`matmul_coop::Tile::source`]).
+    /// The product by cooperative matrices ([`matmul_coop::Tile::source`], `common/matmul_coop.wgsl`).
     pub(crate) tile: bool,
     /// Sums of attention in slices ([`attention_few::Heads::source`], `common/slices.wgsl`).
     pub(crate) heads: bool,
     /// What becomes of products: bias and residual (`common/output.wgsl`).
     pub(crate) output: bool,
+    /// The product with many rows in registers (`common/matmul.wgsl`).
+    pub(crate) matmul: bool,
+    /// Tiles of rows that each have one expert (`common/expert_tiles.wgsl`).
+    pub(crate) expert_tiles: bool,
     /// The non-linearities (`common/activation.wgsl`).
     pub(crate) activation: bool,
     /// Soft caps (`common/soft_cap.wgsl`).
@@ -136,6 +143,8 @@ impl Uses {
         tile: false,
         heads: false,
         output: false,
+        matmul: false,
+        expert_tiles: false,
         activation: false,
         soft_cap: false,
         quantize: false,
@@ -197,7 +206,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 28] = [
+pub(crate) const ALL: [&Kernel; 31] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -206,7 +215,10 @@ pub(crate) const ALL: [&Kernel; 28] = [
     &choose_experts::KERNEL,
     &embed::KERNEL,
     &expert_gated::KERNEL,
+    &expert_matmul::KERNEL,
+    &expert_matmul_coop::KERNEL,
     &expert_matvec::KERNEL,
+    &expert_tiles::KERNEL,
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
@@ -334,6 +346,15 @@ impl Kernel {
         }
         if self.uses.output {
             source += include_str!("common/output.wgsl");
+        }
+        if self.uses.matmul {
+            source += include_str!("common/matmul.wgsl");
+        }
+        if self.uses.tile {
+            source += include_str!("common/matmul_coop.wgsl");
+        }
+        if self.uses.expert_tiles {
+            source += include_str!("common/expert_tiles.wgsl");
         }
         if self.uses.activation {
             source += include_str!("common/activation.wgsl");

@@ -4,8 +4,9 @@ use super::context::Context;
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
-use crate::kernels::{Constants, Variant, attention_coop};
+use crate::kernels::{Constants, Variant, attention_coop, expert_matmul};
 use crate::kv_cache::KvType;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 /// Up to this many rows each row reads the weights for itself; more share them in tiles.
@@ -24,6 +25,11 @@ impl Rows {
     pub(super) fn many(&self) -> Option<Rows> {
         let many = (*self.0.start()).max(*Rows::MANY.0.start())..=*self.0.end();
         (!many.is_empty()).then_some(Rows(many))
+    }
+
+    /// Whether it is for all that the other is for.
+    pub(super) fn contains(&self, other: &Rows) -> bool {
+        self.0.contains(other.0.start()) && self.0.contains(other.0.end())
     }
 
     /// The fewest.
@@ -163,11 +169,51 @@ impl Choice {
         found
     }
 
+    /// The same for products with experts, of which there are `n_expert` of `n_out` rows each and `n_chosen` for each
+    /// row: a tile is of one expert, and a large one is for so many rows that experts fill most of it.
+    pub(super) fn expert_tiles(
+        &self,
+        weight: WeightType,
+        n_out: usize,
+        units_per_row: usize,
+        [n_expert, n_chosen]: [usize; 2],
+    ) -> Vec<(Rows, Tile)> {
+        let Some(matrix) = self.matrix.filter(|_| self.is_cooperative(weight)) else {
+            return Vec::new();
+        };
+        let tiles = self.tiles_that_fit(matrix, units_per_row);
+        let mut found = Vec::new();
+        let mut end = usize::MAX;
+        for (index, tile) in tiles.iter().enumerate() {
+            let first = tiles.get(index + 1).map_or(FEW_ROWS + 1, |_| {
+                let most_of_it = (tile.rows() * 3 / 4 * n_expert).div_ceil(n_chosen);
+                let tiles_down = tile
+                    .enough_workgroups
+                    .div_ceil(n_out.div_ceil(tile.outputs()));
+                let enough = (tiles_down * tile.rows()).div_ceil(n_chosen);
+                most_of_it.max(enough).max(FEW_ROWS + 1)
+            });
+            if first <= end {
+                found.push((Rows(first..=end), *tile));
+                end = first - 1;
+            }
+        }
+        found
+    }
+
     /// The tiles that there is room for, the largest first.
     fn tiles_that_fit(&self, matrix: CooperativeMatrix, units_per_row: usize) -> Vec<Tile> {
         let fits = |tile: &Tile| tile.workgroup_bytes() <= self.workgroup_bytes;
         let tiles = Tile::all(matrix, units_per_row);
         tiles.into_iter().filter(fits).collect()
+    }
+
+    /// The rows of every tile that a product with experts can use.
+    pub(super) fn expert_tile_rows(&self) -> BTreeSet<usize> {
+        let units = [1, 2].into_iter();
+        let coop = units.flat_map(|units_per_row| self.every_tile(units_per_row));
+        let plain = [expert_matmul::TILE].into_iter();
+        plain.chain(coop.map(|tile| tile.rows())).collect()
     }
 
     /// Every tile that a product of many rows can use.
@@ -297,5 +343,30 @@ mod tests {
         };
         assert_eq!(with_memory(largest - 1), 3);
         assert_eq!(with_memory(largest), 4);
+    }
+
+    #[test]
+    fn each_number_of_rows_has_one_tile_for_experts_and_large_ones_are_filled() {
+        for counts in [[8, 2], [128, 8], [32, 4], [4, 4], [1, 1]] {
+            for n_out in [1, 768, 2048, 14336] {
+                let tiles = h200().expert_tiles(WeightType::Q4_0, n_out, 64, counts);
+                for n_rows in 1..=4096 {
+                    let found: Vec<&Tile> = tiles
+                        .iter()
+                        .filter(|(rows, _)| rows.covers(n_rows))
+                        .map(|(_, tile)| tile)
+                        .collect();
+                    assert_eq!(found.len(), usize::from(Rows::MANY.covers(n_rows)));
+                    let [n_expert, n_chosen] = counts;
+                    let is_filled = |tile: &&Tile| {
+                        let is_smallest = tile.rows() == 32;
+                        is_smallest || 4 * n_rows * n_chosen >= 3 * tile.rows() * n_expert
+                    };
+                    assert!(found.iter().all(is_filled), "{n_rows} rows, {counts:?}");
+                }
+            }
+        }
+        let floats = h200().expert_tiles(WeightType::F32, 768, 64, [128, 8]);
+        assert!(floats.is_empty());
     }
 }

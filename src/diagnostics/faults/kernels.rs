@@ -114,15 +114,37 @@ pub(super) fn of_experts() -> Vec<Fault> {
             ["/ divisor * p.scale", "* p.scale"],
             "blk.0.ffn_moe_weights",
         ),
-        Fault {
-            also: &["ffn_moe_gate"],
-            ..of(
-                "always the first expert",
-                "expert_matvec",
-                ["i32(expert * p.n_out) -", "0 -"],
-                "blk.0.ffn_moe_down",
-            )
-        },
+        of(
+            "always the first expert",
+            "expert_matvec",
+            ["i32(expert * p.n_out) -", "0 -"],
+            "blk.0.ffn_moe_down",
+        ),
+        of(
+            "always the first expert, of many rows",
+            "expert_matmul",
+            ["i32(expert * p.n_out) -", "0 -"],
+            "blk.0.ffn_moe_gate",
+        ),
+        of(
+            "tiles that lack their last row",
+            "expert_tiles",
+            [
+                "min(next.x + p.tile_rows, end)",
+                "min(next.x + p.tile_rows, end) - 1u",
+            ],
+            "blk.0.ffn_moe_gate",
+        ),
+        by(
+            F16,
+            "rows of the slot before, by cooperative matrices",
+            "expert_matmul_coop",
+            [
+                "return dst_rows(places) / p.slots_per_src;",
+                "return (dst_rows(places) / p.slots_per_src) ^ vec4(1u);",
+            ],
+            "blk.0.ffn_moe_gate",
+        ),
         by(
             Int8,
             "the rows of up of another expert",

@@ -23,7 +23,7 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         | Op::GatedActivation { .. }
         | Op::Map { .. } => 2e-5,
         // Seen: 7e-3 on lavapipe, of SmolLM2 and Gemma 3.
-        Op::MatMul { .. } if is_f16 => 3e-2,
+        Op::MatMul { .. } | Op::ExpertMatMul { .. } if is_f16 => 3e-2,
         // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.
         Op::Attention { .. } if is_f16 => 6e-2,
         Op::MatMul { .. } | Op::ExpertMatMul { .. } | Op::Attention { .. } => 1e-4,

@@ -118,6 +118,9 @@ impl Judge {
             Op::MatMul { weight, dst, .. } => {
                 rounding.is_f16(weights.get(weight).ty, plan.rows_of(dst, batch))
             }
+            Op::ExpertMatMul { weight, .. } => {
+                rounding.is_f16(weights.get(weight).ty, batch.n_rows())
+            }
             Op::Attention {
                 soft_cap: None,
                 alibi: false,

@@ -5,6 +5,7 @@ mod attention_coop;
 mod attention_few;
 mod elementwise;
 mod expert_gated;
+mod expert_tiles;
 mod experts;
 mod few_rows;
 mod layer_norm;

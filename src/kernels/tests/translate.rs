@@ -4,10 +4,10 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_gated, expert_matvec, expert_weights, f16_rows,
-    gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
-    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, store_kv,
-    weighted_sum,
+    attention_few, choose_experts, embed, expert_gated, expert_matmul, expert_matvec, expert_tiles,
+    expert_weights, f16_rows, gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop,
+    matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
+    store_kv, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -80,6 +80,22 @@ fn params_members(kernel: &Kernel) -> Members {
             n_chosen,
             chosen_stride,
             slots_per_src
+        }),
+        "expert_matmul" | "expert_matmul_coop" => members!(expert_matmul::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            n_out,
+            has_bias,
+            slots_per_src,
+            order_start
+        }),
+        "expert_tiles" => members!(expert_tiles::Params {
+            n_expert,
+            n_chosen,
+            chosen_stride,
+            tile_rows,
+            order_start
         }),
         "expert_matvec" => members!(expert_matvec::Params {
             matrix,

@@ -3,11 +3,12 @@
 use super::{GpuExecutor, Rows, dispatches};
 use crate::device::stepwise::joined_parts;
 use crate::device::wgpu::context::named;
+use crate::device::wgpu::select::FEW_ROWS;
 use crate::device::{Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels::row_stride;
 use crate::kv_cache::KvType;
-use crate::plan::{Batch, BufferId, Op};
+use crate::plan::{Batch, BufferId, Op, Step};
 use half::f16;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -43,7 +44,18 @@ impl Stepwise for GpuExecutor {
             let writer = (0..product).rev().find(writes);
             writer.filter(|_| rounds).map(|writer| [writer, product])
         });
-        joined_parts(steps.len(), fused.chain(rounded))
+        // The first product with experts has made the table of tiles for those behind it.
+        let tiled = steps.iter().enumerate().filter_map(|(product, step)| {
+            let Op::ExpertMatMul { chosen, .. } = step.op else {
+                return None;
+            };
+            let is_earlier = |step: &Step| matches!(step.op, Op::ExpertMatMul { chosen: ids, .. } if ids == chosen);
+            let writes = |step: &Step| step.op.dst() == Some(chosen);
+            let start = steps[..product].iter().rposition(writes).unwrap_or(0);
+            let first = start + steps[start..product].iter().position(is_earlier)?;
+            (batch.n_rows() > FEW_ROWS).then_some([first, product])
+        });
+        joined_parts(steps.len(), fused.chain(rounded).chain(tiled))
     }
 
     fn turns(&self) -> Vec<usize> {

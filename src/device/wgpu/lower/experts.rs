@@ -1,11 +1,18 @@
 //! The products of experts.
 
+use super::buffers::tiling;
 use super::fuse::ExpertGated;
 use super::steps::Lowering;
-use super::{Draft, whole};
+use super::{Draft, Rounded, whole};
+use crate::device::wgpu::select::Rows;
 use crate::device::wgpu::weights::WeightShard;
+use crate::kernels::expert_tiles::{self, Tiling};
+use crate::kernels::matmul_coop::Tile;
 use crate::kernels::repack::{Matrix, team_size};
-use crate::kernels::{Src, Variant, expert_gated, expert_matvec, matvec, row_stride};
+use crate::kernels::{
+    ROW_ALIGNMENT, Src, Variant, expert_gated, expert_matmul, expert_matmul_coop, expert_matvec,
+    matvec, row_stride,
+};
 use crate::plan::{BufferId, Extent, Op};
 
 impl<'a> Lowering<'a> {
@@ -77,11 +84,137 @@ impl<'a> Lowering<'a> {
         };
         let drafts = |shard: &'a WeightShard| {
             let few = draft(shard, self.expert_src(src, int8_rows > 0)).for_few(self.choice);
-            let many = draft(shard, self.expert_src(src, false));
-            [Some(few), many.for_many()]
+            let many = self.many_with_experts(step, op, shard);
+            many.into_iter().chain([few])
         };
         let shards = self.shared.weights.shards(weight).iter();
-        shards.flat_map(drafts).flatten().collect()
+        shards.flat_map(drafts).collect()
+    }
+
+    /// How products of many rows with experts are cut: cooperative matrices have tiles of their own.
+    fn tilings(&self, op: &Op) -> Vec<(Rows, Option<Tile>, Tiling)> {
+        let Op::ExpertMatMul {
+            chosen,
+            weight,
+            n_expert,
+            dst,
+            ..
+        } = *op
+        else {
+            return Vec::new();
+        };
+        let of_weight = self.shared.weights.get(weight);
+        let units_per_row = of_weight.n_cols.div_ceil(ROW_ALIGNMENT);
+        let counts = [n_expert, self.width(chosen)];
+        let n_out = self.width(dst);
+        let tiles = self
+            .choice
+            .expert_tiles(of_weight.ty, n_out, units_per_row, counts);
+        let tiles = match tiles.is_empty() {
+            true => vec![(Rows::MANY, None)],
+            false => tiles
+                .into_iter()
+                .map(|(rows, tile)| (rows, Some(tile)))
+                .collect(),
+        };
+        let with_tiling = |(rows, tile): (Rows, Option<Tile>)| {
+            let tile_rows = tile.map_or(expert_matmul::TILE, |tile| tile.rows());
+            Some((rows, tile, tiling(self.plan, op, tile_rows)?))
+        };
+        tiles.into_iter().filter_map(with_tiling).collect()
+    }
+
+    /// The tables of tiles that a product of many rows lacks.
+    pub(super) fn expert_tables(
+        &self,
+        step: usize,
+        op: &Op,
+        rounded: &mut Rounded,
+    ) -> Vec<Draft<'a>> {
+        use expert_tiles::{KERNEL, grid};
+        let Op::ExpertMatMul { chosen, .. } = *op else {
+            return Vec::new();
+        };
+        let mut drafts = Vec::new();
+        for (rows, _, tiling) in self.tilings(op) {
+            let Some(table) = self.buffers.expert_tiles(tiling.tile_rows) else {
+                continue;
+            };
+            let tiled = &mut rounded.tiled;
+            let is_same = |ids, tile_rows| ids == chosen && tile_rows == tiling.tile_rows;
+            let is_there = tiled
+                .iter()
+                .any(|(ids, n, there)| is_same(*ids, *n) && there.contains(&rows));
+            if is_there {
+                continue;
+            }
+            // A table has one choice of experts.
+            tiled.retain(|(ids, n, _)| *ids == chosen || *n != tiling.tile_rows);
+            tiled.push((chosen, tiling.tile_rows, rows.clone()));
+            let storage = vec![whole(self.buffers.activation(chosen)), whole(table)];
+            let draft = self.plain(step, chosen, &KERNEL, tiling.params(), storage, grid);
+            drafts.push(Draft {
+                writes: Vec::new(),
+                rows,
+                ..draft
+            });
+        }
+        drafts
+    }
+
+    /// The dispatches of many rows with a shard of the experts' weights.
+    fn many_with_experts(&self, step: usize, op: &Op, shard: &'a WeightShard) -> Vec<Draft<'a>> {
+        let Op::ExpertMatMul {
+            src,
+            chosen,
+            bias,
+            dst,
+            ..
+        } = *op
+        else {
+            return Vec::new();
+        };
+        let of = |id: BufferId| whole(self.buffers.activation(id));
+        let draft = |(rows, tile, tiling): (Rows, Option<Tile>, Tiling)| {
+            let table = whole(self.buffers.expert_tiles(tiling.tile_rows)?);
+            let params = expert_matmul::Params {
+                matrix: shard.shard.matrix(),
+                src_stride: row_stride(self.width(src)) as u32,
+                dst_stride: row_stride(self.width(dst)) as u32,
+                n_out: self.width(dst) as u32,
+                has_bias: u32::from(bias.is_some()),
+                slots_per_src: self.slots_per_src(src, self.width(chosen)),
+                order_start: tiling.order_start() as u32,
+                padding: [0; 2],
+            };
+            let bias = bias.map_or(table.clone(), |bias| self.shared.weights.vector(bias));
+            let mut storage = vec![shard.binding()];
+            let (kernel, outputs) = match tile {
+                Some(tile) => {
+                    let halves = self.buffers.f16_rows.as_ref()?;
+                    storage.extend(halves.each_ref().map(whole));
+                    (&expert_matmul_coop::KERNEL, tile.outputs())
+                }
+                None => {
+                    storage.push(of(src));
+                    (&expert_matmul::KERNEL, expert_matmul::TILE)
+                }
+            };
+            storage.extend([table, bias, of(dst)]);
+            let grid =
+                move |params: &_, n_slots| expert_matmul::grid(&tiling, outputs, params, n_slots);
+            let draft = self.plain(step, dst, kernel, params, storage, grid);
+            Some(Draft {
+                rows,
+                variant: Variant {
+                    weight: shard.shard.ty,
+                    tile,
+                    ..draft.variant
+                },
+                ..draft
+            })
+        };
+        self.tilings(op).into_iter().filter_map(draft).collect()
     }
 
     /// The dispatch of a gated block of experts, at the turn of its first product.

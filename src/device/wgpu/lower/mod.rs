@@ -119,6 +119,7 @@ pub(super) fn lower(
     let mut rounded = Rounded::default();
     for (index, (step, part)) in plan.steps.iter().zip(&parts).enumerate() {
         drafts.extend(lowering.rounding(index, &step.op, &mut rounded, &normed));
+        drafts.extend(lowering.expert_tables(index, &step.op, &mut rounded));
         if let Part::First(group, steps) = part {
             drafts.push(lowering.fused(index, group, steps));
         }
@@ -201,12 +202,15 @@ struct Rounded {
     int8: BTreeSet<BufferId>,
     /// The one in `f16_rows`.
     f16: Option<BufferId>,
+    /// Ids of experts that are in a table of tiles of so many rows, in batches of some rows.
+    tiled: Vec<(BufferId, usize, Rows)>,
 }
 
 impl Rounded {
     fn forget(&mut self, written: BufferId) {
         self.int8.remove(&written);
         self.f16 = self.f16.filter(|buffer| *buffer != written);
+        self.tiled.retain(|(ids, ..)| *ids != written);
     }
 }
 

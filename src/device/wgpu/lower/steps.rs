@@ -470,7 +470,7 @@ impl<'a> Lowering<'a> {
             _ => return None,
         };
         let takes = |step: &Step| match step.op {
-            Op::MatMul { src, weight, .. } => {
+            Op::MatMul { src, weight, .. } | Op::ExpertMatMul { src, weight, .. } => {
                 src == dst
                     && self
                         .choice
