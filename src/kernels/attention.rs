@@ -130,9 +130,16 @@ pub(crate) fn twin(
 }
 
 /// What each query head of row `row` gives to each position: `q` is `[n_head, head_dim]`, `keys`
-/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. There are no
-/// sinks.
-pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], keys: &[f32], dst: &mut [f32]) {
+/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. What a sink takes is
+/// in no position's share.
+pub(crate) fn weights(
+    shape: &Shape,
+    sinks: Option<&[f32]>,
+    row: usize,
+    q: &[f32],
+    keys: &[f32],
+    dst: &mut [f32],
+) {
     dst.fill(0.0);
     let n_positions = dst.len() / shape.n_head;
     for (head, (q, dst)) in q
@@ -140,8 +147,9 @@ pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], keys: &[f32], dst: &
         .zip(dst.chunks_exact_mut(n_positions))
         .enumerate()
     {
-        let (visible, weights, _) = exponentials(shape, row, head, q, keys);
-        let total: f64 = weights.iter().sum();
+        let (visible, weights, highest) = exponentials(shape, row, head, q, keys);
+        let of_sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - highest).exp());
+        let total = weights.iter().sum::<f64>() + of_sink;
         for (key, weight) in visible.zip(weights) {
             dst[key] = (weight / total) as f32;
         }

@@ -22,6 +22,9 @@ pub(crate) struct Params {
     pub(crate) has_int8: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
+    /// Where there are none, any buffer may be bound for them.
+    pub(crate) has_sinks: u32,
+    pub(crate) padding: [u32; 3],
 }
 
 impl Params {
@@ -36,6 +39,8 @@ impl Params {
             window: shape.window_or_max(),
             has_int8: has_int8.into(),
             soft_cap: shape.soft_cap.unwrap_or(0.0),
+            has_sinks: shape.has_sinks.into(),
+            padding: [0; 3],
         }
     }
 }
@@ -51,6 +56,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("dst", Access::ReadWrite),
         ("int8", Access::ReadWrite),
         ("partials", Access::ReadWrite),
+        ("sinks", Access::Read),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
@@ -140,7 +146,7 @@ impl Heads {
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
     let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
-    has_dims && !shape.alibi && !shape.has_sinks
+    has_dims && !shape.alibi
 }
 
 /// Whether they can write int8 too: units lie within a head.

@@ -124,7 +124,6 @@ impl Judge {
             Op::Attention {
                 soft_cap: None,
                 alibi: false,
-                sinks: None,
                 ..
             } => rounding.is_f16_attention(batch.n_rows()),
             _ => false,

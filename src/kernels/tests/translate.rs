@@ -53,7 +53,8 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             has_int8,
-            soft_cap
+            soft_cap,
+            has_sinks
         }),
         "choose_experts" => members!(choose_experts::Params {
             n_expert,

@@ -213,7 +213,8 @@ impl<'a> Lowering<'a> {
         let params = attention::Params::new(&shape);
         let storage = vec![of(q), keys.clone(), values.clone(), of(dst)];
         let mut with_sinks = storage.clone();
-        with_sinks.insert(3, sinks.map_or(of(q), |id| self.shared.weights.vector(id)));
+        let sinks = sinks.map_or(of(q), |id| self.shared.weights.vector(id));
+        with_sinks.insert(3, sinks.clone());
         let any = self.plain(
             step,
             dst,
@@ -227,6 +228,8 @@ impl<'a> Lowering<'a> {
         let many = tile.map(|tile| {
             let kernel = &attention_coop::KERNEL;
             let grid = move |params: &_, n_rows| attention_coop::grid(tile, params, n_rows);
+            let mut storage = storage;
+            storage.push(sinks.clone());
             let draft = self.plain(step, dst, kernel, params, storage, grid);
             Draft {
                 rows: Rows::MANY,
@@ -266,6 +269,7 @@ impl<'a> Lowering<'a> {
                 of(dst),
                 int8_binding.clone(),
                 whole(partials),
+                sinks.clone(),
             ];
             let kernel = &attention_few::KERNEL;
             let grid = move |params: &_, n_rows| attention_few::grid(params, heads, n_rows);
@@ -293,7 +297,7 @@ impl<'a> Lowering<'a> {
             let visible = most_whole + 1..=usize::MAX;
             let split = few(Heads::shared(&shape), n_splits, visible.clone());
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
-            let storage = vec![whole(partials), of(dst), int8_binding];
+            let storage = vec![whole(partials), of(dst), int8_binding, sinks.clone()];
             let kernel = &attention_merge::KERNEL;
             let merge = self.plain(step, dst, kernel, params, storage, attention_merge::grid);
             drafts.push(Draft {
