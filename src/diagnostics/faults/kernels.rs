@@ -108,6 +108,19 @@ pub(super) fn of_experts() -> Vec<Fault> {
             ["values[other] > value", "values[other] < value"],
             "blk.0.ffn_moe_topk",
         ),
+        Fault {
+            damage: Damage::BiasedExperts(Tampering::wgsl(
+                "choose_experts",
+                "value += bias[i];",
+                "",
+            )),
+            ..of(
+                "experts that are chosen without their bias",
+                "choose_experts",
+                ["value += bias[i];", ""],
+                "blk.1.ffn_moe_topk",
+            )
+        },
         of(
             "weights of experts that are not normalised",
             "expert_weights",

@@ -36,6 +36,8 @@ enum Damage {
     Windowed(Tampering),
     /// To what runs on the GPU, of a model with experts.
     Experts(Activations, Tampering),
+    /// To what runs on the GPU, of a model whose experts are chosen by scores and biases.
+    BiasedExperts(Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -94,6 +96,11 @@ impl Damage {
                 };
                 let gguf = Gguf::open(shared(file)?).unwrap();
                 let builder = builder_of(gguf).activations(activations);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::BiasedExperts(tampering) => {
+                let gguf = Gguf::open(shared("arch/glm4moe.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
             }
             Damage::File(bytes) => {

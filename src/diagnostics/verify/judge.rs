@@ -2,6 +2,7 @@
 
 use super::compare::{compare_above, least_error, tolerance};
 use super::divergence::{Divergence, Finding, Phase};
+use super::ties::Scored;
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Observation, Rounding};
 use crate::kv_cache::KvLayout;
@@ -99,12 +100,39 @@ impl Judge {
             self.tolerance(op, batch),
             least_error(op),
         );
-        if let Some((row, column, finding)) = outcome.wrong {
+        if let Some((row, column, finding)) = outcome.wrong
+            && !self.is_tie(op, seen.values)
+        {
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
         }
         self.agreed.add(seen, phase, outcome.share);
         self.reference.follow(batch, seen);
         None
+    }
+
+    /// Whether experts that are not the reference's are as good as these, within what rounding explains.
+    fn is_tie(&self, op: &Op, found: &[f32]) -> bool {
+        let Op::ChooseExperts {
+            logits,
+            bias,
+            gating,
+            groups,
+            dst,
+        } = *op
+        else {
+            return false;
+        };
+        let plan = &self.verified.plan;
+        let bias = bias.map(|bias| self.verified.weights.vector(bias));
+        let scored = Scored {
+            gating,
+            bias: bias.as_deref(),
+            groups,
+            n_expert: plan.buffer(logits).width,
+            n_chosen: plan.buffer(dst).width,
+        };
+        let rounds = scored.bias.is_some() || scored.groups.is_some();
+        rounds && scored.explains(self.reference.buffer(logits), found)
     }
 
     fn tolerance(&self, op: &Op, batch: &Batch<'_>) -> f32 {

@@ -11,6 +11,7 @@ mod sessions;
 mod steps;
 #[cfg(test)]
 mod steps_tests;
+mod ties;
 mod upload;
 
 #[cfg(test)]
