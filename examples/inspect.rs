@@ -311,12 +311,19 @@ fn op_name(op: &Op) -> &'static str {
         Op::ChooseExperts { .. } => "choose_experts",
         Op::ExpertWeights { .. } => "expert_weights",
         Op::ExpertMatMul { .. } => "expert_matmul",
+        Op::HeadMatMul { .. } => "head_matmul",
+        Op::WeighSlots { .. } => "weigh_slots",
         Op::WeightedSum { .. } => "weighted_sum",
         Op::Rope { .. } => "rope",
         Op::StoreKv { .. } => "store_kv",
         Op::Attention { .. } => "attention",
         Op::GatedActivation { .. } => "gated_activation",
         Op::Map { .. } => "map",
+        Op::CausalConv { .. } => "causal_conv",
+        Op::StateScan { .. } => "state_scan",
+        Op::DeltaRule { .. } => "delta_rule",
+        Op::GroupNorm { .. } => "group_norm",
+        Op::TakeColumns { .. } => "take_columns",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }
@@ -338,6 +345,11 @@ fn print_memory(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
         mib(kv.total_bytes()),
         kv.capacity,
         kv.bytes_per_position(),
+    )?;
+    writeln!(
+        out,
+        "  states: {:.1} MiB a session",
+        mib(plan.state_bytes()),
     )?;
     writeln!(
         out,

@@ -19,6 +19,8 @@ pub struct Session {
     /// All tokens; the first `n_cached` of them are in the cache.
     tokens: Vec<u32>,
     n_cached: usize,
+    /// Where the model has states that went too far: so many tokens run again as batches of their own, as a prompt.
+    n_replayed: usize,
     /// Of the last batch, `[n_outputs, vocab_size]`.
     logits: Vec<f32>,
     /// Tokens up to and including the one whose logits the last row of `logits` is; 0 for none.
@@ -44,6 +46,7 @@ impl Session {
             executor,
             tokens: Vec::new(),
             n_cached: 0,
+            n_replayed: 0,
             logits: Vec::new(),
             logits_at: 0,
         }
@@ -59,7 +62,8 @@ impl Session {
         &self.tokens
     }
 
-    /// Forgets all tokens behind the first `n_tokens`.
+    /// Forgets all tokens behind the first `n_tokens`. Where the model has states, which cannot go back, those that are
+    /// left run again, as one prompt, before what comes next.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where the session has fewer.
@@ -75,7 +79,7 @@ impl Session {
             });
         }
         self.tokens.truncate(n_tokens);
-        self.n_cached = self.n_cached.min(n_tokens);
+        self.go_back(n_tokens);
         if self.logits_at > n_tokens {
             self.logits_at = 0;
         }
@@ -304,10 +308,10 @@ impl Session {
             return Ok(());
         }
         // The logits of a token that is in the cache already are had by running it again.
-        self.n_cached = self.n_cached.min(n_tokens - 1);
+        self.go_back(n_tokens - 1);
         let max_rows = self.engine.plan().max_rows;
         while self.n_cached < n_tokens {
-            let is_last = self.n_cached + max_rows >= n_tokens;
+            let is_last = self.batch_end(max_rows) == n_tokens;
             self.run_batch(max_rows, outputs_of(is_last), unobserved)?;
         }
         Ok(())
@@ -320,7 +324,7 @@ impl Session {
         outputs: Outputs,
         run: impl FnOnce(&mut dyn Executor, &Batch<'_>, &mut Vec<f32>) -> Result<T>,
     ) -> Result<T> {
-        let end = self.tokens.len().min(self.n_cached + max_rows);
+        let end = self.batch_end(max_rows);
         let batch = Batch {
             tokens: &self.tokens[self.n_cached..end],
             position: self.n_cached,
@@ -333,12 +337,44 @@ impl Session {
             check_logits(&self.logits, vocab_size, end - n_outputs)?;
             Ok(result)
         });
-        let result = self.sound(result)?;
+        let result = self.sound(result).inspect_err(|_| {
+            // How far the states have come is not known.
+            if self.has_states() {
+                self.distrust();
+            }
+        })?;
         self.n_cached = end;
         if n_outputs > 0 {
             self.logits_at = end;
         }
         Ok(result)
+    }
+
+    /// Whether the device keeps more of the tokens than the cache.
+    fn has_states(&self) -> bool {
+        !self.engine.plan().states.is_empty()
+    }
+
+    /// Takes no more than the first `n_tokens` as run.
+    fn go_back(&mut self, n_tokens: usize) {
+        if self.n_cached <= n_tokens {
+            self.n_replayed = self.n_replayed.min(n_tokens);
+            return;
+        }
+        self.n_cached = n_tokens;
+        if self.has_states() {
+            self.n_cached = 0;
+            self.n_replayed = n_tokens;
+        }
+    }
+
+    /// The token behind the next batch of at most `max_rows`.
+    fn batch_end(&self, max_rows: usize) -> usize {
+        let end = match self.n_cached < self.n_replayed {
+            true => self.n_replayed,
+            false => self.tokens.len(),
+        };
+        end.min(self.n_cached + max_rows)
     }
 
     /// Passes a result on. Behind one that cannot be right nothing in the cache is trusted: sentinels do not look
@@ -353,6 +389,7 @@ impl Session {
     /// Takes nothing of the cache for right.
     pub(crate) fn distrust(&mut self) {
         self.n_cached = 0;
+        self.n_replayed = 0;
         self.logits_at = 0;
     }
 

@@ -86,6 +86,19 @@ const FILES: &[&str] = &[
     "glm4moe",
     "gpt-oss",
     "gpt-oss-mxfp4",
+    "deepseek2-lite",
+    "deepseek2-legacy",
+    "deepseek2-v2-yarn",
+    "deepseek2-v3",
+    "llama4",
+    "lfm2",
+    "lfm2moe",
+    "mamba",
+    "mamba2",
+    "granitehybrid",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
 ];
 
 /// The most that the rms of the errors, as a share of the logits' rms, and a single error may be:
@@ -215,6 +228,14 @@ const FAMILIES: &[&str] = &[
     "qwen2moe", // experts by softmax, and a gated one that all tokens have
     "gpt-oss", // sinks, experts with biases
     "glm4moe", // experts by sigmoid and bias, behind dense layers
+    "deepseek2-v3", // latent attention, groups of experts
+    "llama4", // chunks, queries with a temperature that do not turn, norms without weights, weighed inputs of experts
+    "lfm2",   // convolutions with a state
+    "mamba",  // a selective state space
+    "mamba2", // one of heads in groups
+    "granitehybrid", // one beside attention, with experts
+    "qwen35", // the gated delta rule, gated attention
+    "qwen3next", // the same with other heads of keys, and experts
 ];
 
 fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, depth: Depth) {

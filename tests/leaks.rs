@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use support::{gpu, skipped};
 use tiny::{engine, greedy};
-use trueshot::{Device, Engine};
+use trueshot::{Device, DeviceKind, Engine};
 
 /// Bytes that this program has allocated and not freed. Those of drivers are not among them.
 static HEAP_BYTES: AtomicI64 = AtomicI64::new(0);
@@ -173,7 +173,8 @@ fn a_leak_of_a_kibibyte_a_cycle_is_seen() {
     let _alone = alone();
     let leak = || std::mem::forget(std::hint::black_box(vec![1_u8; 1024]));
     let growth = grow(N_WARM_UP, N_CYCLES, leak);
-    assert!((1024.0..1100.0).contains(&growth.heap), "{growth:?}");
+    // Something else may be freed meanwhile: a byte a cycle was seen.
+    assert!((1000.0..1100.0).contains(&growth.heap), "{growth:?}");
     assert!(
         growth.resident.is_none_or(|growth| growth > RESIDENT_BOUND),
         "{growth:?}"
@@ -205,7 +206,7 @@ fn a_thousand_sessions_on_the_gpu_leave_memory_as_it_was() {
 }
 
 /// Compiling its kernels takes lavapipe 0.1 s for each engine: a thousand would take minutes.
-const N_GPU_LOADS: usize = 60;
+const N_SOFTWARE_LOADS: usize = 60;
 /// Bytes a load. Measured: 0 to 19 on the heap; as a whole the driver's compiler goes up and down by 4 MiB and more.
 /// An engine that stays is more than a MiB.
 const GPU_HEAP_BOUND: f64 = 1024.0;
@@ -215,7 +216,11 @@ const GPU_RESIDENT_BOUND: f64 = 256.0 * 1024.0;
 fn loads_on_the_gpu_leave_memory_as_it_was() {
     let _alone = alone();
     let Some(device) = gpu() else { return };
-    let growth = grow(N_GPU_LOADS / 2, N_GPU_LOADS, || {
+    let n_loads = match engine(device.clone()).device_info().kind {
+        DeviceKind::SoftwareGpu => N_SOFTWARE_LOADS,
+        _ => N_CYCLES,
+    };
+    let growth = grow(n_loads / 2, n_loads, || {
         generate(&engine(device.clone()));
     });
     assert!(

@@ -321,3 +321,60 @@ fn one_half_of_the_divisors_of_rope_is_refused_naming_the_other() {
         refused(writer, &[&what]);
     }
 }
+
+#[test]
+fn wrong_hyperparameters_of_states_are_refused_by_key() {
+    let number = |key: &'static str, value: u32| (key, Value::from(value));
+    let changed = |keys: &[(&'static str, Value)], key: &'static str, value: u32| {
+        let kept = keys.iter().filter(|(name, _)| *name != key).cloned();
+        kept.chain([number(key, value)]).collect::<Vec<_>>()
+    };
+    let of_layers = number("attention.head_count_kv", 0);
+    let conv = [of_layers.clone(), number("shortconv.l_cache", 3)];
+    assert!(spec("lfm2", &conv).is_ok());
+    for n_taps in [0, 1, 5, u32::MAX] {
+        let keys = changed(&conv, "shortconv.l_cache", n_taps);
+        refused_spec("lfm2", &keys, "lfm2.shortconv.l_cache");
+    }
+
+    let mamba2 = [
+        of_layers,
+        number("ssm.conv_kernel", 4),
+        number("ssm.inner_size", 64),
+        number("ssm.state_size", 16),
+        number("ssm.time_step_rank", 8),
+        number("ssm.group_count", 2),
+    ];
+    assert!(spec("mamba2", &mamba2).is_ok());
+    for (key, value) in [
+        ("ssm.conv_kernel", 1),
+        ("ssm.inner_size", 0),
+        ("ssm.state_size", 257),
+        ("ssm.time_step_rank", 7),
+        ("ssm.time_step_rank", 0),
+        ("ssm.group_count", 3),
+        ("ssm.group_count", 0),
+    ] {
+        let keys = changed(&mamba2, key, value);
+        refused_spec("mamba2", &keys, &format!("mamba2.{key}"));
+    }
+
+    // Layers that attend have heads.
+    let delta = changed(&mamba2, "attention.head_count_kv", 4);
+    refused_spec("qwen35", &delta, "qwen35.ssm.inner_size");
+    let delta = changed(&delta, "ssm.inner_size", 128);
+    assert!(spec("qwen35", &delta).is_ok());
+    for (key, value) in [
+        ("ssm.inner_size", 64),
+        ("ssm.group_count", 3),
+        ("ssm.state_size", 0),
+    ] {
+        let keys = changed(&delta, key, value);
+        let named = if key == "ssm.state_size" {
+            key
+        } else {
+            "qwen35.ssm"
+        };
+        refused_spec("qwen35", &keys, named);
+    }
+}

@@ -7,7 +7,7 @@ mod tiny;
 use support::{devices, shared};
 use tiny::{engine, tokens};
 use trueshot::gguf::{Gguf, WeightType};
-use trueshot::kv_cache::first_visible;
+use trueshot::kv_cache::{chunk_start, first_visible};
 use trueshot::plan::Op;
 use trueshot::{
     Activations, Device, DiffOptions, Engine, Error, KvType, Trace, TraceEntry, TraceFinding,
@@ -161,6 +161,7 @@ fn check_attention(engine: &Engine, trace: &Trace) -> usize {
             n_head,
             scale,
             window,
+            chunk,
             ..
         } = step.op
         else {
@@ -170,25 +171,31 @@ fn check_attention(engine: &Engine, trace: &Trace) -> usize {
         let (q, weights, out) = (
             of_layer("Qcur"),
             of_layer("attn_weights"),
-            of_layer("kqv_out"),
+            of_layer(step.name_in_layer()),
         );
         let (keys, cached) = (of_layer("kv_cache.keys"), of_layer("kv_cache.values"));
         let cache = engine.kv_layout().layers[layer];
-        let (dim, n_rows) = (cache.head_dim, trace.tokens.len());
+        let n_rows = trace.tokens.len();
+        let [query_dim, key_dim, value_dim] = [cache.query_dim(), cache.head_dim, cache.value_dim];
         n_windows += usize::from(window.is_some_and(|window| window < n_rows));
         for row in 0..n_rows {
             for head in 0..n_head {
-                let at = |position: usize| {
-                    (position * cache.n_head_kv + head * cache.n_head_kv / n_head) * dim
-                };
+                let at =
+                    |position: usize| position * cache.n_head_kv + head * cache.n_head_kv / n_head;
+                let of_key = |position: usize| &keys[at(position) * key_dim..][..key_dim];
+                let of_value = |position: usize| &cached[at(position) * value_dim..][..value_dim];
                 let found = &weights[(row * n_head + head) * n_rows..][..n_rows];
-                let q = &q[(row * n_head + head) * dim..][..dim];
+                let q = &q[(row * n_head + head) * query_dim..][..query_dim];
                 let score = |position: usize| -> f64 {
-                    let products = q.iter().zip(&keys[at(position)..]);
+                    let rest = match cache.values_end_keys {
+                        true => of_value(position),
+                        false => &[],
+                    };
+                    let products = q.iter().zip(of_key(position).iter().chain(rest));
                     let dot: f64 = products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                     (f64::from(scale) * dot).exp()
                 };
-                let first = first_visible(row, window);
+                let first = first_visible(row, window).max(chunk_start(row, chunk));
                 let total: f64 = (first..=row).map(score).sum();
                 for (position, &weight) in found.iter().enumerate() {
                     let expected = match position {
@@ -204,14 +211,14 @@ fn check_attention(engine: &Engine, trace: &Trace) -> usize {
                 }
                 let sum: f64 = found.iter().map(|&weight| f64::from(weight)).sum();
                 assert!((sum - 1.0).abs() <= 1e-6, "{sum}");
-                for column in 0..dim {
+                for column in 0..value_dim {
                     let products = found.iter().enumerate();
                     let expected: f64 = products
                         .map(|(position, &weight)| {
-                            f64::from(weight) * f64::from(cached[at(position) + column])
+                            f64::from(weight) * f64::from(of_value(position)[column])
                         })
                         .sum();
-                    let found = out[(row * n_head + head) * dim + column];
+                    let found = out[(row * n_head + head) * value_dim + column];
                     let error = (f64::from(found) - expected).abs();
                     largest = largest.max(error);
                     assert!(
@@ -252,6 +259,39 @@ fn attention_weights_stop_at_the_window() {
         let weights = trace.entry("blk.0.attn_weights").unwrap();
         assert_eq!(weights.shape[2], tokens.len());
         assert_eq!(values(weights)[values(weights).len() - tokens.len()], 0.0);
+    }
+}
+
+#[test]
+fn attention_weights_of_latents_are_those_of_the_keys_that_they_end() {
+    let Some(folder) = shared("arch") else { return };
+    let tokens = tokens(30);
+    for device in devices() {
+        let engine = Engine::builder(folder.join("deepseek2-v3.gguf"))
+            .device(device)
+            .activations(Activations::F32)
+            .kv(KvType::F16)
+            .context_length(64)
+            .build()
+            .unwrap();
+        let whole = trace(&engine, &tokens, &everything());
+        check_attention(&engine, &whole);
+        let shape = |name: &str| whole.entry(name).unwrap().shape.clone();
+        assert_eq!(shape("blk.1.kv_cache.keys"), [30, 8]);
+        assert_eq!(shape("blk.1.kv_cache.values"), [30, 20]);
+
+        let mut session = engine.session().unwrap();
+        session.eval(&tokens[..11]).unwrap();
+        let options = TraceOptions {
+            names: vec!["attn_weights".to_owned()],
+            ..everything()
+        };
+        let behind = session.trace(&tokens[11..], &options).unwrap();
+        let later = TraceOptions {
+            positions: (11..30).collect(),
+            ..options
+        };
+        assert_agrees(&behind, &trace(&engine, &tokens, &later), BOUND);
     }
 }
 

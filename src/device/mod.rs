@@ -3,6 +3,7 @@
 pub(crate) mod cpu;
 mod held;
 pub(crate) mod memory;
+mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod sentinel;
 pub(crate) mod stepwise;
@@ -181,6 +182,8 @@ pub(crate) struct Observation<'a> {
     pub(crate) values: &'a [f32],
     /// Elements in a row.
     pub(crate) width: usize,
+    /// The step's state behind the batch, where it keeps one.
+    pub(crate) state: Option<&'a [f32]>,
 }
 
 /// Called after each step of an observed run. An error ends the run.

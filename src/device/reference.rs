@@ -1,6 +1,7 @@
 //! The reference executor: every op by its twin, one after the other. The truth, and slow.
 
 use super::memory::{Charge, Ledger, MemoryReport, Purpose};
+use super::recurrent::{delta_shape, scan_shape};
 use super::sentinel::{Sentinels, Watch, check_layer};
 use super::stepwise::every_step;
 use super::{Backend, DeviceInfo, DeviceKind, Executor, Held, Observation, Observer, Stepwise};
@@ -8,7 +9,7 @@ use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{WeightId, Weights};
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use std::borrow::Cow;
 use std::mem;
 use std::ops::Range;
@@ -67,15 +68,16 @@ impl Backend for ReferenceBackend {
         let n_cached: usize = caches
             .map(|cache| cache.keys.len() + cache.values.len())
             .sum();
+        let cache_bytes = n_cached as u64 * 4 + plan.state_bytes();
         executor.charges = Some([
             self.ledger.charge(Purpose::Scratch, 0),
-            self.ledger.charge(Purpose::Cache, n_cached as u64 * 4),
+            self.ledger.charge(Purpose::Cache, cache_bytes),
         ]);
         Ok(Box::new(executor))
     }
 }
 
-/// Keys and values of one layer, `[capacity, n_head_kv * head_dim]`, rounded to the cache's type.
+/// Keys and values of one layer, `[capacity, width]` each, rounded to the cache's type.
 struct LayerCache {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -87,6 +89,7 @@ pub(crate) struct ReferenceExecutor {
     plan: Arc<Plan>,
     buffers: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    states: Vec<Vec<f32>>,
     kv: KvLayout,
     watch: Watch,
     /// Of the buffers, which grow as they are needed, and of the caches.
@@ -96,15 +99,16 @@ pub(crate) struct ReferenceExecutor {
 impl ReferenceExecutor {
     pub(crate) fn new(weights: Weights, plan: Arc<Plan>, kv: &KvLayout) -> Self {
         let cache = |layer: usize| {
-            let n = kv.capacity * kv.layers[layer].width();
+            let layer = kv.layers[layer];
             LayerCache {
-                keys: vec![0.0; n],
-                values: vec![0.0; n],
+                keys: vec![0.0; kv.capacity * layer.key_width()],
+                values: vec![0.0; kv.capacity * layer.value_width()],
             }
         };
         ReferenceExecutor {
             buffers: vec![Vec::new(); plan.buffers.len()],
             caches: (0..kv.layers.len()).map(cache).collect(),
+            states: plan.states.iter().map(|s| vec![0.0; s.len]).collect(),
             kv: kv.clone(),
             watch: Watch::new(Sentinels::Off),
             charges: None,
@@ -124,24 +128,37 @@ impl ReferenceExecutor {
         self.buffers[id.0].extend_from_slice(values);
     }
 
+    /// The state that a step keeps, where it keeps one.
+    pub(crate) fn state(&self, op: &Op) -> Option<&[f32]> {
+        op.state().map(|id| self.states[id.0].as_slice())
+    }
+
+    /// Replaces a state.
+    pub(crate) fn replace_state(&mut self, id: StateId, values: &[f32]) {
+        self.states[id.0].copy_from_slice(values);
+    }
+
     /// The cache rows of a batch: keys, then values.
     pub(crate) fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
-        let width = self.kv.layers[layer].width();
-        let rows = batch.position * width..(batch.position + batch.n_rows()) * width;
-        let cache = &self.caches[layer];
-        [&cache.keys[rows.clone()], &cache.values[rows]].concat()
+        let (cache, shape) = (&self.caches[layer], self.kv.layers[layer]);
+        let rows = |width: usize| batch.position * width..(batch.position + batch.n_rows()) * width;
+        let keys = &cache.keys[rows(shape.key_width())];
+        [keys, &cache.values[rows(shape.value_width())]].concat()
     }
 
     /// Replaces the cache rows from `position` on by `rows`, keys and then values.
     pub(crate) fn replace_cached(&mut self, layer: usize, position: usize, rows: &[f32]) {
-        let at = position * self.kv.layers[layer].width();
-        let (keys, values) = rows.split_at(rows.len() / 2);
-        self.caches[layer].keys[at..at + keys.len()].copy_from_slice(keys);
-        self.caches[layer].values[at..at + values.len()].copy_from_slice(values);
+        let (cache, shape) = (&mut self.caches[layer], self.kv.layers[layer]);
+        let (keys, values) = shape.split(rows);
+        cache.keys[position * shape.key_width()..][..keys.len()].copy_from_slice(keys);
+        cache.values[position * shape.value_width()..][..values.len()].copy_from_slice(values);
     }
 
     /// Takes over what a step of another device has written.
     pub(crate) fn follow(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) {
+        if let (Some(id), Some(state)) = (seen.step.op.state(), seen.state) {
+            self.replace_state(id, state);
+        }
         match (&seen.step.op, seen.step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 self.replace_cached(*layer, batch.position, seen.values);
@@ -163,19 +180,28 @@ impl ReferenceExecutor {
         let mut out = mem::take(&mut self.buffers[dst.0]);
         out.clear();
         out.resize(plan.rows_of(dst, batch) * plan.buffer(dst).width, 0.0);
-        self.compute(op, batch, &mut out);
+        let taken = op.state().map(|id| mem::take(&mut self.states[id.0]));
+        let mut state = taken.unwrap_or_default();
+        if batch.position == 0 {
+            state.fill(0.0);
+        }
+        self.compute(op, batch, &mut state, &mut out);
+        if let Some(id) = op.state() {
+            self.states[id.0] = state;
+        }
         self.buffers[dst.0] = out;
     }
 
     fn store_kv(&mut self, k: BufferId, v: BufferId, layer: usize, batch: &Batch<'_>) {
-        let at = batch.position * self.kv.layers[layer].width();
-        let cache = &mut self.caches[layer];
+        let (cache, shape) = (&mut self.caches[layer], self.kv.layers[layer]);
         let ty: KvType = self.kv.ty;
-        kernels::store_kv::twin(ty, &self.buffers[k.0], &mut cache.keys[at..]);
-        kernels::store_kv::twin(ty, &self.buffers[v.0], &mut cache.values[at..]);
+        let keys = &mut cache.keys[batch.position * shape.key_width()..];
+        kernels::store_kv::twin(ty, &self.buffers[k.0], keys);
+        let values = &mut cache.values[batch.position * shape.value_width()..];
+        kernels::store_kv::twin(ty, &self.buffers[v.0], values);
     }
 
-    fn compute(&self, op: &Op, batch: &Batch<'_>, out: &mut [f32]) {
+    fn compute(&self, op: &Op, batch: &Batch<'_>, state: &mut [f32], out: &mut [f32]) {
         let buffer = |id: BufferId| self.buffers[id.0].as_slice();
         match *op {
             Op::Embed {
@@ -273,10 +299,34 @@ impl ReferenceExecutor {
                 let chosen = buffer(chosen);
                 kernels::experts::matmul_twin(&row, matrix, &src, chosen, bias.as_deref(), out);
             }
-            Op::WeightedSum { src, weights, dst } => {
-                let n_slots = self.plan.buffer(weights).width;
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                ..
+            } => {
+                let row = |index: usize, row: &mut [f32]| {
+                    self.weights.decode_rows(weight, index..index + 1, row);
+                };
+                let matrices = self.weights.get(weight);
+                let heads = kernels::head_matvec::Heads {
+                    n_head,
+                    src_dim: self.plan.buffer(src).width / n_head,
+                    n_out: matrices.n_rows / n_head,
+                    n_cols: matrices.n_cols,
+                };
+                kernels::head_matvec::twin(&row, &heads, buffer(src), out);
+            }
+            Op::WeighSlots { src, weights, dst } => {
                 let width = self.plan.buffer(dst).width;
-                kernels::experts::sum_twin(n_slots, width, buffer(src), buffer(weights), out);
+                kernels::experts::weigh_twin(width, buffer(src), buffer(weights), out);
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let width = self.plan.buffer(dst).width;
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let weights = weights.map_or(&ones[..], buffer);
+                kernels::experts::sum_twin(n_slots, width, buffer(src), weights, out);
             }
             Op::Rope {
                 src,
@@ -290,27 +340,10 @@ impl ReferenceExecutor {
             }
             Op::StoreKv { .. } => unreachable!("stores are handled by `store_kv`"),
             Op::Attention {
-                q,
-                layer,
-                n_head,
-                scale,
-                window,
-                soft_cap,
-                alibi,
-                sinks,
-                ..
+                q, layer, sinks, ..
             } => {
-                let shape = kernels::attention::Shape {
-                    n_head,
-                    n_head_kv: self.kv.layers[layer].n_head_kv,
-                    head_dim: self.kv.layers[layer].head_dim,
-                    position: batch.position,
-                    window,
-                    scale,
-                    soft_cap,
-                    alibi,
-                    has_sinks: sinks.is_some(),
-                };
+                let shape = kernels::attention::Shape::of(op, &self.kv, batch.position);
+                let Some(shape) = shape else { return };
                 let sinks = sinks.map(|sinks| self.weights.vector(sinks));
                 let sinks = sinks.as_deref();
                 let cache = &self.caches[layer];
@@ -325,6 +358,69 @@ impl ReferenceExecutor {
                 kernels::gated_activation::twin(activation, buffer(gate), buffer(up), out);
             }
             Op::Map { src, function, .. } => kernels::map::twin(function, buffer(src), out),
+            Op::CausalConv {
+                src,
+                weight,
+                bias,
+                activation,
+                ..
+            } => {
+                let bias = bias.map(|bias| self.weights.vector(bias));
+                let (weight, bias) = (self.weights.vector(weight), bias.as_deref());
+                kernels::causal_conv::twin(&weight, bias, activation, buffer(src), state, out);
+            }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| self.weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: &self.weights.vector(a),
+                        d: &self.weights.vector(d),
+                    };
+                    kernels::state_scan::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: &self.weights.vector(a),
+                        bias: &self.weights.vector(bias),
+                    };
+                    kernels::delta_rule::twin(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = &self.weights.vector(weight);
+                kernels::group_norm::twin(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
@@ -397,7 +493,7 @@ impl Stepwise for ReferenceExecutor {
             let (values, width) = match (&step.op, step.op.dst()) {
                 (Op::StoreKv { layer, .. }, _) => {
                     stored = self.cached_rows(*layer, batch);
-                    (stored.as_slice(), self.kv.layers[*layer].width())
+                    (stored.as_slice(), self.kv.layers[*layer].key_width())
                 }
                 (_, Some(dst)) => (self.buffer(dst), plan.token_width(dst)),
                 (_, None) => continue,
@@ -407,6 +503,7 @@ impl Stepwise for ReferenceExecutor {
                 step,
                 values,
                 width,
+                state: self.state(&step.op),
             })?;
         }
         Ok(())
@@ -417,10 +514,13 @@ impl Stepwise for ReferenceExecutor {
         Ok(())
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let mut rows = self.cached_rows(layer, batch);
-        rows.truncate(rows.len() / 2);
-        Ok(rows)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Ok(ReferenceExecutor::cached_rows(self, layer, batch))
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.replace_state(id, values);
+        Ok(())
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

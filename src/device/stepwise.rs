@@ -2,13 +2,13 @@
 
 use super::Observer;
 use crate::error::Result;
-use crate::plan::{Batch, BufferId, Plan};
+use crate::plan::{Batch, BufferId, Plan, StateId};
 use std::ops::Range;
 
 /// An executor whose steps can be run apart from each other.
 pub(crate) trait Stepwise {
     /// The parts of the plan that can run by themselves in batches of as many rows, in order: all a part needs
-    /// is in the plan's buffers and the cache, and so is all that it gives. Kernels that compute several steps,
+    /// is in the plan's buffers, the cache and the states, and so is all that it gives. Kernels that compute several steps,
     /// or hand each other rounded values, make them one part.
     fn parts(&self, batch: &Batch<'_>) -> Vec<Range<usize>>;
 
@@ -28,11 +28,14 @@ pub(crate) trait Stepwise {
     /// Replaces the first rows of a buffer by `rows`, `[n_rows, width] f32`.
     fn set_buffer(&mut self, id: BufferId, rows: &[f32]) -> Result<()>;
 
-    /// The keys of a layer at the positions of `batch`, which ran before, as attention reads them:
-    /// `[n_rows, n_head_kv * head_dim]`.
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>>;
+    /// The keys of a layer at the positions of `batch`, which ran before, as attention reads them, and then the
+    /// values: `[n_rows, width]` each.
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>>;
 
-    /// Replaces the rows of a layer's cache from `position` on: keys `[n_rows, width] f32`, then values, which
+    /// Replaces a state.
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()>;
+
+    /// Replaces the rows of a layer's cache from `position` on: keys `[n_rows, width] f32`, then values likewise, which
     /// the cache's type can hold.
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()>;
 }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kv_cache::{KvLayout, KvType};
 use crate::model::{DecoderModel, WeightStorage, Weights, decoder_plan};
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use crate::tiny;
 use std::ops::Range;
 use std::sync::Arc;
@@ -190,6 +190,7 @@ impl Stepwise for Faulty {
                 step,
                 values: &values,
                 width,
+                state: self.inner.state(&step.op),
             })?;
         }
         Ok(())
@@ -199,8 +200,12 @@ impl Stepwise for Faulty {
         self.inner.set_buffer(id, rows)
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        self.inner.cached_keys(layer, batch)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Stepwise::cached_rows(&self.inner, layer, batch)
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.inner.set_state(id, values)
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Where the time of a batch goes.
 
 use crate::device::{BatchTimes, Clock};
-use crate::kv_cache::{KvLayout, first_visible};
+use crate::kv_cache::{KvLayout, chunk_start, first_visible};
 use crate::model::Weights;
 use crate::plan::{Batch, Op, Plan};
 use std::time::Duration;
@@ -98,7 +98,9 @@ struct Cost {
 
 impl Cost {
     fn of(op: &Op, plan: &Plan, weights: &Weights, kv: &KvLayout, batch: &Batch<'_>) -> Cost {
-        let cache_row = |layer: usize| (2 * kv.layers[layer].width() * kv.ty.bytes()) as u64;
+        let cache_row = |layer: usize| (kv.layers[layer].width() * kv.ty.bytes()) as u64;
+        // It is read and written.
+        let state_bytes = op.state().map_or(0, |id| plan.states[id.0].len as u64 * 8);
         match *op {
             Op::Embed { weight, .. } => {
                 let weight = weights.get(weight);
@@ -108,7 +110,7 @@ impl Cost {
                     operations: 0,
                 }
             }
-            Op::MatMul { weight, dst, .. } => {
+            Op::MatMul { weight, dst, .. } | Op::HeadMatMul { weight, dst, .. } => {
                 let weight = weights.get(weight);
                 let products = plan.rows_of(dst, batch) * weight.n_rows * weight.n_cols;
                 Cost {
@@ -140,25 +142,41 @@ impl Cost {
                 layer,
                 n_head,
                 window,
+                chunk,
                 ..
             } => {
                 let end = batch.position + batch.n_rows();
-                let visible =
-                    |position: usize| (position + 1 - first_visible(position, window)) as u64;
+                let first = |position: usize| {
+                    first_visible(position, window).max(chunk_start(position, chunk))
+                };
+                let visible = |position: usize| (position + 1 - first(position)) as u64;
                 let pairs: u64 = (batch.position..end).map(visible).sum();
-                let positions = (end - first_visible(batch.position, window)) as u64;
+                let positions = (end - first(batch.position)) as u64;
+                let shape = kv.layers[layer];
+                let of_pair = 2 * n_head * (shape.query_dim() + shape.value_dim);
                 Cost {
                     bytes: positions * cache_row(layer),
-                    operations: pairs * (4 * n_head * kv.layers[layer].head_dim) as u64,
+                    operations: pairs * of_pair as u64,
                 }
             }
+            Op::CausalConv { n_taps, dst, .. } => Cost {
+                bytes: state_bytes,
+                operations: 2 * (plan.token_width(dst) * batch.n_rows() * n_taps) as u64,
+            },
+            Op::StateScan { .. } | Op::DeltaRule { .. } => Cost {
+                bytes: state_bytes,
+                operations: 6 * state_bytes / 8 * batch.n_rows() as u64,
+            },
             Op::RmsNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::TakeColumns { .. }
             | Op::LayerNorm { .. }
             | Op::Map { .. }
             | Op::Rope { .. }
             | Op::GatedActivation { .. }
             | Op::ChooseExperts { .. }
             | Op::ExpertWeights { .. }
+            | Op::WeighSlots { .. }
             | Op::WeightedSum { .. }
             | Op::Add { .. }
             | Op::SelectOutputs { .. } => Cost::default(),

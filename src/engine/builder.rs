@@ -349,6 +349,7 @@ fn fit_cache(
     is_wish: bool,
 ) -> Result<(KvLayout, Box<dyn Executor>)> {
     if let Some(budget) = backend.cache_budget_bytes() {
+        let budget = budget.saturating_sub(plan.state_bytes());
         if !is_wish {
             let fits = budget / kv.bytes_per_position().max(1);
             let fits = usize::try_from(fits).unwrap_or(usize::MAX);

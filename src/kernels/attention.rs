@@ -1,7 +1,8 @@
 //! Causal attention of each query head over a layer's cache.
 
 use super::{Access, Kernel, Uses, map, row_stride};
-use crate::kv_cache::first_visible;
+use crate::kv_cache::{KvLayer, KvLayout, chunk_start, first_visible};
+use crate::plan::Op;
 use bytemuck::{Pod, Zeroable};
 use std::ops::{Range, RangeInclusive};
 
@@ -17,8 +18,13 @@ pub(crate) struct Params {
     pub(crate) window: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
-    /// [`ALIBI`], [`SINKS`] or both.
+    /// Any of [`ALIBI`], [`SINKS`] and [`VALUES_END_KEYS`].
     pub(crate) of_heads: u32,
+    pub(crate) value_dim: u32,
+    pub(crate) dst_stride: u32,
+    /// 0 for none.
+    pub(crate) chunk: u32,
+    pub(crate) padding: u32,
 }
 
 /// Distance lowers scores.
@@ -27,20 +33,30 @@ const ALIBI: u32 = 1;
 /// Each head has a score without a value.
 const SINKS: u32 = 2;
 
+/// A value is the rest of its key.
+const VALUES_END_KEYS: u32 = 4;
+
 /// What attends to what.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Shape {
     pub(crate) n_head: usize,
     /// A divisor of `n_head`.
     pub(crate) n_head_kv: usize,
-    /// For the kernel a multiple of 4, at most [`MAX_HEAD_DIM`](crate::kv_cache::MAX_HEAD_DIM).
+    /// Elements of a key, but for those that its value is; for the kernel a multiple of 4, at most
+    /// [`MAX_HEAD_DIM`](crate::kv_cache::MAX_HEAD_DIM).
     pub(crate) head_dim: usize,
+    /// Likewise of a value.
+    pub(crate) value_dim: usize,
+    /// Whether a value is the rest of its key.
+    pub(crate) values_end_keys: bool,
     /// Of the first row; the kernel has it from the batch.
     pub(crate) position: usize,
     /// Multiplies the dot products.
     pub(crate) scale: f32,
     /// Key `j` is visible to query `i` where `0 <= i - j < window`.
     pub(crate) window: Option<usize>,
+    /// Key `j` is visible to query `i` where it is no earlier than the last multiple of this up to `i`.
+    pub(crate) chunk: Option<usize>,
     /// On scaled dot products.
     pub(crate) soft_cap: Option<f32>,
     /// Whether distance lowers scores.
@@ -50,6 +66,60 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// Of a step of attention over the cache of its layer; `None` for another step.
+    pub(crate) fn of(op: &Op, kv: &KvLayout, position: usize) -> Option<Shape> {
+        let Op::Attention {
+            layer,
+            n_head,
+            scale,
+            window,
+            chunk,
+            soft_cap,
+            alibi,
+            sinks,
+            ..
+        } = *op
+        else {
+            return None;
+        };
+        let cache = kv.layers.get(layer)?;
+        Some(Shape {
+            n_head,
+            n_head_kv: cache.n_head_kv,
+            head_dim: cache.head_dim,
+            value_dim: cache.value_dim,
+            values_end_keys: cache.values_end_keys,
+            position,
+            scale,
+            window,
+            // One that holds all positions hides none.
+            chunk: chunk.filter(|&chunk| chunk < kv.capacity),
+            soft_cap,
+            alibi,
+            has_sinks: sinks.is_some(),
+        })
+    }
+
+    /// Elements of a query head.
+    pub(crate) fn query_dim(&self) -> usize {
+        self.cache().query_dim()
+    }
+
+    fn cache(&self) -> KvLayer {
+        KvLayer {
+            n_head_kv: self.n_head_kv,
+            head_dim: self.head_dim,
+            value_dim: self.value_dim,
+            values_end_keys: self.values_end_keys,
+        }
+    }
+
+    /// Whether keys and values are apart and of one length, and no chunks hide any: what the kernels of few rows and
+    /// of cooperative matrices take.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.cache() == KvLayer::separate(self.n_head_kv, self.head_dim) && self.chunk.is_none()
+    }
+
     /// The window as kernels have it, which no cache fills where there is none.
     pub(crate) fn window_or_max(&self) -> u32 {
         let window = self.window.and_then(|window| u32::try_from(window).ok());
@@ -63,11 +133,20 @@ impl Params {
             n_head: shape.n_head as u32,
             n_head_kv: shape.n_head_kv as u32,
             head_dim: shape.head_dim as u32,
-            stride: row_stride(shape.n_head * shape.head_dim) as u32,
+            stride: row_stride(shape.n_head * shape.query_dim()) as u32,
             scale: shape.scale,
             window: shape.window_or_max(),
             soft_cap: shape.soft_cap.unwrap_or(0.0),
-            of_heads: ALIBI * u32::from(shape.alibi) + SINKS * u32::from(shape.has_sinks),
+            of_heads: ALIBI * u32::from(shape.alibi)
+                + SINKS * u32::from(shape.has_sinks)
+                + VALUES_END_KEYS * u32::from(shape.values_end_keys),
+            value_dim: shape.value_dim as u32,
+            dst_stride: row_stride(shape.n_head * shape.value_dim) as u32,
+            chunk: shape
+                .chunk
+                .and_then(|chunk| u32::try_from(chunk).ok())
+                .unwrap_or(0),
+            padding: 0,
         }
     }
 }
@@ -95,8 +174,8 @@ pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
     super::grid(params.n_head as usize, n_rows)
 }
 
-/// Softmax-weighted values for queries `q` `[n_rows, n_head, head_dim]` over `keys` and `values`
-/// `[capacity, n_head_kv, head_dim]`, where each head may have a score without a value, `sinks` `[n_head]`.
+/// Softmax-weighted values `[n_rows, n_head, value_dim]` for queries `q` `[n_rows, n_head, query_dim]` over `keys`
+/// `[capacity, n_head_kv, head_dim]` and `values` `[capacity, n_head_kv, value_dim]`, where each head may have a score without a value, `sinks` `[n_head]`.
 pub(crate) fn twin(
     shape: &Shape,
     sinks: Option<&[f32]>,
@@ -106,20 +185,20 @@ pub(crate) fn twin(
     dst: &mut [f32],
 ) {
     let Shape {
-        n_head, head_dim, ..
+        n_head, value_dim, ..
     } = *shape;
     for (index, (q, dst)) in q
-        .chunks_exact(head_dim)
-        .zip(dst.chunks_exact_mut(head_dim))
+        .chunks_exact(shape.query_dim())
+        .zip(dst.chunks_exact_mut(value_dim))
         .enumerate()
     {
         let (row, head) = (index / n_head, index % n_head);
-        let (visible, weights, highest) = exponentials(shape, row, head, q, keys);
+        let (visible, weights, highest) = exponentials(shape, row, head, q, [keys, values]);
         let of_sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - highest).exp());
         let total = weights.iter().sum::<f64>() + of_sink;
-        let mut sums = vec![0.0; head_dim];
+        let mut sums = vec![0.0; value_dim];
         for (key, weight) in visible.zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(&values[shape.at(key, head)]) {
+            for (sum, &value) in sums.iter_mut().zip(&values[shape.at(key, head, value_dim)]) {
                 *sum += weight * f64::from(value);
             }
         }
@@ -129,25 +208,25 @@ pub(crate) fn twin(
     }
 }
 
-/// What each query head of row `row` gives to each position: `q` is `[n_head, head_dim]`, `keys`
-/// `[n_keys, n_head_kv, head_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. What a sink takes is
-/// in no position's share.
+/// What each query head of row `row` gives to each position: `q` is `[n_head, query_dim]`, keys and values
+/// `[n_keys, n_head_kv, head_dim or value_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. Values
+/// are read where they end keys. What a sink takes is in no position's share.
 pub(crate) fn weights(
     shape: &Shape,
     sinks: Option<&[f32]>,
     row: usize,
     q: &[f32],
-    keys: &[f32],
+    cache: [&[f32]; 2],
     dst: &mut [f32],
 ) {
     dst.fill(0.0);
     let n_positions = dst.len() / shape.n_head;
     for (head, (q, dst)) in q
-        .chunks_exact(shape.head_dim)
+        .chunks_exact(shape.query_dim())
         .zip(dst.chunks_exact_mut(n_positions))
         .enumerate()
     {
-        let (visible, weights, highest) = exponentials(shape, row, head, q, keys);
+        let (visible, weights, highest) = exponentials(shape, row, head, q, cache);
         let of_sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - highest).exp());
         let total = weights.iter().sum::<f64>() + of_sink;
         for (key, weight) in visible.zip(weights) {
@@ -157,11 +236,11 @@ pub(crate) fn weights(
 }
 
 impl Shape {
-    /// The elements of a position's key, or value, that a query head reads.
-    fn at(&self, position: usize, head: usize) -> Range<usize> {
+    /// The elements of a position's key, or value, of `dim` elements that a query head reads.
+    fn at(&self, position: usize, head: usize, dim: usize) -> Range<usize> {
         let head_kv = head / (self.n_head / self.n_head_kv);
-        let start = (position * self.n_head_kv + head_kv) * self.head_dim;
-        start..start + self.head_dim
+        let start = (position * self.n_head_kv + head_kv) * dim;
+        start..start + dim
     }
 }
 
@@ -171,14 +250,21 @@ fn exponentials(
     row: usize,
     head: usize,
     q: &[f32],
-    keys: &[f32],
+    [keys, values]: [&[f32]; 2],
 ) -> (RangeInclusive<usize>, Vec<f64>, f64) {
     let position = shape.position + row;
-    let visible = first_visible(position, shape.window)..=position;
+    let first = first_visible(position, shape.window).max(chunk_start(position, shape.chunk));
+    let visible = first..=position;
+    // Without values behind keys the rest of a query is empty.
+    let (q, rest) = q.split_at(shape.head_dim);
     let mut weights: Vec<f64> = visible
         .clone()
         .map(|key| {
-            let score = f64::from(shape.scale) * dot(q, &keys[shape.at(key, head)]);
+            let mut product = dot(q, &keys[shape.at(key, head, shape.head_dim)]);
+            if shape.values_end_keys {
+                product += dot(rest, &values[shape.at(key, head, shape.value_dim)]);
+            }
+            let score = f64::from(shape.scale) * product;
             let capped = shape
                 .soft_cap
                 .map_or(score, |cap| map::soft_cap(score, cap));

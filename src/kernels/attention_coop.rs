@@ -401,7 +401,7 @@ impl Tile {
 
 /// Whether the kernel can compute this.
 pub(crate) fn fits(shape: &super::attention::Shape) -> bool {
-    shape.soft_cap.is_none() && !shape.alibi
+    shape.is_plain() && shape.soft_cap.is_none() && !shape.alibi
 }
 
 /// The grid for `n_rows` rows.

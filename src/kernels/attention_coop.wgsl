@@ -18,8 +18,11 @@ struct Params {
     stride: u32, // elements from a row of q and dst to the next
     scale: f32,
     window: u32, // keys that a query sees, its own included
-    soft_cap: f32, // 0: `attention` has these two
+    soft_cap: f32, // 0: `attention` has this and, but for sinks, what follows
     of_heads: u32, // SINKS, or 0
+    value_dim: u32, // head_dim
+    dst_stride: u32, // stride
+    @size(8) chunk: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;

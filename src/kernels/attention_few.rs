@@ -146,7 +146,7 @@ impl Heads {
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
     let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
-    has_dims && !shape.alibi
+    has_dims && shape.is_plain() && !shape.alibi
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -202,6 +202,9 @@ mod tests {
             n_head,
             n_head_kv,
             head_dim,
+            value_dim: head_dim,
+            values_end_keys: false,
+            chunk: None,
             position: 0,
             scale: 1.0,
             window: None,

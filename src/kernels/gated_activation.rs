@@ -34,6 +34,8 @@ pub(crate) fn number(activation: Activation) -> u32 {
         Activation::GeluTanh => 1,
         Activation::ReluSquared => 2,
         Activation::ClampedSwiglu => 3,
+        Activation::Identity => 4,
+        Activation::Sigmoid => 5,
     }
 }
 
@@ -70,7 +72,11 @@ pub(crate) fn twin(activation: Activation, gate: &[f32], up: &[f32], dst: &mut [
 /// What a gate is multiplied with.
 fn linear(activation: Activation, up: f64) -> f64 {
     match activation {
-        Activation::Silu | Activation::GeluTanh | Activation::ReluSquared => up,
+        Activation::Silu
+        | Activation::GeluTanh
+        | Activation::ReluSquared
+        | Activation::Identity
+        | Activation::Sigmoid => up,
         Activation::ClampedSwiglu => up.clamp(-CLAMP, CLAMP) + 1.0,
     }
 }
@@ -89,6 +95,8 @@ pub(crate) fn activate(activation: Activation, x: f64) -> f64 {
             let x = if x > CLAMP { CLAMP } else { x };
             x / (1.0 + (-1.702 * x).exp())
         }
+        Activation::Identity => x,
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         // `max` would make zero of what is not a number.
         Activation::ReluSquared => (if x < 0.0 { 0.0 } else { x }).powi(2),
     }

@@ -1,7 +1,7 @@
 //! A function of each element.
 
 use super::{Access, Kernel, Uses, gated_activation, row_stride};
-use crate::plan::Function;
+use crate::plan::{Activation, Function};
 use bytemuck::{Pod, Zeroable};
 
 /// The `Params` of `map.wgsl`.
@@ -20,6 +20,8 @@ impl Params {
             Function::Scale(factor) => (0, factor),
             Function::SoftCap(cap) => (1, cap),
             Function::Sigmoid => (2, 0.0),
+            // The one that is not zero of zero.
+            Function::Activation(Activation::Sigmoid) => (2, 0.0),
             Function::Activation(activation) => (3 + gated_activation::number(activation), 0.0),
         };
         Params {

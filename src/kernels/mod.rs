@@ -9,8 +9,10 @@ pub(crate) mod attention;
 pub(crate) mod attention_coop;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
+pub(crate) mod causal_conv;
 pub(crate) mod choose_experts;
 mod constants;
+pub(crate) mod delta_rule;
 pub(crate) mod embed;
 pub(crate) mod expert_gated;
 pub(crate) mod expert_matmul;
@@ -21,6 +23,8 @@ pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
 pub(crate) mod gated_activation;
+pub(crate) mod group_norm;
+pub(crate) mod head_matvec;
 pub(crate) mod layer_norm;
 pub(crate) mod logit_maxima;
 pub(crate) mod map;
@@ -36,7 +40,10 @@ pub(crate) mod rope;
 pub(crate) mod sample;
 pub(crate) mod select_outputs;
 pub(crate) mod sentinel;
+pub(crate) mod state_scan;
 pub(crate) mod store_kv;
+pub(crate) mod take_columns;
+pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
 #[cfg(test)]
@@ -121,6 +128,8 @@ pub(crate) struct Uses {
     pub(crate) activation: bool,
     /// Soft caps (`common/soft_cap.wgsl`).
     pub(crate) soft_cap: bool,
+    /// Rows of states (`common/recurrence.wgsl`).
+    pub(crate) recurrence: bool,
     /// Rounding to int8 (`common/quantize.wgsl`).
     pub(crate) quantize: bool,
     /// Rounding to 16-bit floats (`common/f16_rows.wgsl`).
@@ -147,6 +156,7 @@ impl Uses {
         expert_tiles: false,
         activation: false,
         soft_cap: false,
+        recurrence: false,
         quantize: false,
         f16_rows: false,
         attention_tile: false,
@@ -206,13 +216,15 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 31] = [
+pub(crate) const ALL: [&Kernel; 38] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
+    &causal_conv::KERNEL,
     &choose_experts::KERNEL,
+    &delta_rule::KERNEL,
     &embed::KERNEL,
     &expert_gated::KERNEL,
     &expert_matmul::KERNEL,
@@ -222,6 +234,8 @@ pub(crate) const ALL: [&Kernel; 31] = [
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
+    &group_norm::KERNEL,
+    &head_matvec::KERNEL,
     &layer_norm::KERNEL,
     &logit_maxima::KERNEL,
     &map::KERNEL,
@@ -236,7 +250,10 @@ pub(crate) const ALL: [&Kernel; 31] = [
     &sample::KERNEL,
     &select_outputs::KERNEL,
     &sentinel::KERNEL,
+    &state_scan::KERNEL,
     &store_kv::KERNEL,
+    &take_columns::KERNEL,
+    &weigh_slots::KERNEL,
     &weighted_sum::KERNEL,
 ];
 
@@ -361,6 +378,9 @@ impl Kernel {
         }
         if self.uses.soft_cap {
             source += include_str!("common/soft_cap.wgsl");
+        }
+        if self.uses.recurrence {
+            source += include_str!("common/recurrence.wgsl");
         }
         if self.uses.quantize {
             source += include_str!("common/quantize.wgsl");

@@ -8,18 +8,17 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct Params {
-    pub(crate) width: u32,
-    pub(crate) stride: u32,
-    pub(crate) padding: [u32; 2],
+    /// Of keys and of values.
+    pub(crate) widths: [u32; 2],
+    pub(crate) strides: [u32; 2],
 }
 
 impl Params {
-    /// `width = n_head_kv * head_dim` (a multiple of 4).
-    pub(crate) fn new(width: usize) -> Params {
+    /// Widths of keys and of values, multiples of 4.
+    pub(crate) fn new(widths: [usize; 2]) -> Params {
         Params {
-            width: width as u32,
-            stride: row_stride(width) as u32,
-            padding: [0; 2],
+            widths: widths.map(|width| width as u32),
+            strides: widths.map(|width| row_stride(width) as u32),
         }
     }
 }
@@ -41,7 +40,8 @@ pub(crate) const KERNEL: Kernel = Kernel {
 };
 
 pub(crate) fn grid(params: &Params, n_rows: usize) -> [u32; 3] {
-    super::grid((params.width as usize).div_ceil(4 * 64), n_rows)
+    let [keys, values] = params.widths;
+    super::grid((keys.max(values) as usize).div_ceil(4 * 64), n_rows)
 }
 
 /// Rounds keys or values into the front of `dst`, the rows of the cache that are theirs.

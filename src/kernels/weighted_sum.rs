@@ -10,6 +10,7 @@ pub(crate) struct Params {
     pub(crate) width: u32,
     pub(crate) stride: u32,
     pub(crate) n_slots: u32,
+    /// 0 where there are no weights.
     pub(crate) weights_stride: u32,
 }
 
@@ -20,6 +21,14 @@ impl Params {
             stride: row_stride(width) as u32,
             n_slots: n_slots as u32,
             weights_stride: row_stride(n_slots) as u32,
+        }
+    }
+
+    /// The same without weights: all count one, and any buffer may be bound for them.
+    pub(crate) fn unweighted(self) -> Params {
+        Params {
+            weights_stride: 0,
+            ..self
         }
     }
 }

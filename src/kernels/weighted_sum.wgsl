@@ -1,4 +1,4 @@
-// weighted_sum: dst[row] = sum_s weights[row, s] * src[row * n_slots + s]
+// weighted_sum: dst[row] = sum_s weights[row, s] * src[row * n_slots + s], with weights of 1 where there are none
 // twin: experts::sum_twin
 // shapes: src [n_rows * n_slots, width], weights [n_rows, n_slots], dst [n_rows, width]
 // grid: one invocation for 4 columns (x, y), rows (z)
@@ -10,7 +10,7 @@ struct Params {
     width: u32,
     stride: u32,         // elements from a row of src and of dst to the next
     n_slots: u32,
-    weights_stride: u32, // elements from a row of weights to the next
+    weights_stride: u32, // elements from a row of weights to the next; 0 where there are none
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -32,7 +32,8 @@ fn main(
     let stride = p.stride / 4u;
     var sum = vec4<f32>(0.0);
     for (var slot = 0u; slot < p.n_slots; slot++) {
-        sum += weights[row * p.weights_stride + slot] * src[(row * p.n_slots + slot) * stride + quad];
+        let weight = select(weights[row * p.weights_stride + slot], 1.0, p.weights_stride == 0u);
+        sum += weight * src[(row * p.n_slots + slot) * stride + quad];
     }
     dst[row * stride + quad] = sum;
 }

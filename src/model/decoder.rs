@@ -1,12 +1,17 @@
 //! The forward pass of the decoder family, once.
 
-use super::architectures::{self, Positions, Presence, QkNorm, RopeDivisors};
+use super::architectures::{
+    self, Architecture, Positions, Presence, QkNorm, Recurrence, RopeDivisors,
+};
 use super::expert_spec::ExpertSpec;
+use super::hybrid::{HybridWeights, hybrid_plan, hybrid_weights};
+use super::latent::{self, LatentLayer};
 use super::layers::{
     DenseWeights, ExpertWeights, FeedForwardWeights, LayerWeights, Linear, Norm, NormForm,
     layer_weights, linear, row_norm,
 };
 use super::lora::Lora;
+use super::rope::RopeScaling;
 use super::spec::DecoderSpec;
 use super::weights::{
     LONG_ROPE_DIVISORS, POSITIONS, ROPE_DIVISORS, WeightFinder, WeightId, WeightStorage, Weights,
@@ -25,12 +30,19 @@ pub(crate) struct DecoderModel {
     /// Tokens of a session's context, by which rope may differ.
     pub(crate) context_length: usize,
     norms_after_rope: bool,
-    token_embd: WeightId,
+    pub(super) token_embd: WeightId,
     position_embd: Option<WeightId>,
     embedding_norm: Option<Norm>,
-    layers: Vec<LayerWeights>,
-    output_norm: Norm,
-    output: Linear,
+    layers: Layers,
+    pub(super) output_norm: Norm,
+    pub(super) output: Linear,
+}
+
+/// The weights of the layers of a family.
+enum Layers {
+    Heads(Vec<LayerWeights>),
+    Latent(Vec<LatentLayer>),
+    Hybrid(HybridWeights),
 }
 
 impl DecoderModel {
@@ -82,13 +94,12 @@ impl DecoderModel {
             )?),
             false => None,
         };
-        let layers = spec
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| layer_weights(&mut find, architecture, &spec, index, layer))
-            .collect::<Result<Vec<_>>>()?;
-        let output_norm = row_norm(&mut find, architecture, "output_norm", hidden)?;
+        let layers = layers(&mut find, architecture, &spec)?;
+        let output_norm = match architecture.recurrence {
+            Recurrence::ShortConv => "token_embd_norm",
+            _ => "output_norm",
+        };
+        let output_norm = row_norm(&mut find, architecture, output_norm, hidden)?;
         let output = if find.has("output.weight") {
             linear(
                 &mut find,
@@ -113,7 +124,10 @@ impl DecoderModel {
         let weights = find.finish()?;
         Ok(DecoderModel {
             context_length: spec.context_length,
-            norms_after_rope: architecture.qk_norm == QkNorm::HeadsAfterRope,
+            norms_after_rope: matches!(
+                architecture.qk_norm,
+                QkNorm::HeadsAfterRope | QkNorm::TurnedWithoutWeight { .. }
+            ),
             spec,
             weights,
             token_embd,
@@ -141,16 +155,53 @@ impl DecoderModel {
     /// # Errors
     /// `InvalidArgument` for more layers than there are, or none.
     pub(crate) fn keep_layers(&mut self, n_layer: usize) -> Result<()> {
-        if !(1..=self.layers.len()).contains(&n_layer) {
+        let n_all = self.spec.n_layer();
+        if !(1..=n_all).contains(&n_layer) {
             return Err(Error::InvalidArgument {
                 name: "layers",
-                message: format!("{n_layer}, expected 1 to {}", self.layers.len()),
+                message: format!("{n_layer}, expected 1 to {n_all}"),
             });
         }
-        self.layers.truncate(n_layer);
+        match &mut self.layers {
+            Layers::Heads(layers) => layers.truncate(n_layer),
+            Layers::Latent(layers) => layers.truncate(n_layer),
+            Layers::Hybrid(hybrid) => hybrid.layers.truncate(n_layer),
+        }
         self.spec.layers.truncate(n_layer);
         Ok(())
     }
+}
+
+fn layers(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    spec: &DecoderSpec,
+) -> Result<Layers> {
+    for layer in spec.n_layer()..spec.n_layer() + spec.n_layer_unused {
+        find.ignore_layer(layer);
+    }
+    if let Some(hybrid) = hybrid_weights(find, architecture, spec)? {
+        return Ok(Layers::Hybrid(hybrid));
+    }
+    let mut heads = Vec::new();
+    let mut latents = Vec::new();
+    for (index, layer) in spec.layers.iter().enumerate() {
+        match &layer.latent {
+            Some(latent) => latents.push(latent::layer_weights(
+                find,
+                architecture,
+                spec,
+                index,
+                layer,
+                latent,
+            )?),
+            None => heads.push(layer_weights(find, architecture, spec, index, layer)?),
+        }
+    }
+    Ok(match heads.is_empty() {
+        true => Layers::Latent(latents),
+        false => Layers::Heads(heads),
+    })
 }
 
 /// The forward pass for batches of at most `max_rows` tokens and `max_outputs` rows of logits.
@@ -163,6 +214,13 @@ pub(crate) fn decoder_plan(
     max_outputs: usize,
 ) -> Result<Plan> {
     let DecoderModel { spec, weights, .. } = model;
+    let layers = match &model.layers {
+        Layers::Heads(layers) => layers,
+        Layers::Latent(layers) => {
+            return latent::latent_plan(model, layers, max_rows, max_outputs);
+        }
+        Layers::Hybrid(hybrid) => return hybrid_plan(model, hybrid, max_rows, max_outputs),
+    };
     let eps = spec.norm_eps;
     let mut b = PlanBuilder::new(weights);
 
@@ -182,10 +240,10 @@ pub(crate) fn decoder_plan(
         x = b.add("inpL", x, positions);
     }
     x = norm(&mut b, "inp_norm", x, model.embedding_norm, eps);
-    for (index, w) in model.layers.iter().enumerate() {
+    for (index, w) in layers.iter().enumerate() {
         b.layer(Some(index));
         let normed = norm(&mut b, "attn_norm", x, w.attn_norm, eps);
-        let attended = attention(&mut b, model, index, normed);
+        let attended = attention(&mut b, model, index, w, normed);
         let attended = norm(&mut b, "attn_post_norm", attended, w.attn_post_norm, eps);
         let attended = scaled(&mut b, "attn_scaled", attended, spec.residual_scale);
         let residual = b.add("ffn_inp", attended, x);
@@ -195,32 +253,52 @@ pub(crate) fn decoder_plan(
             (true, own) => norm(&mut b, "ffn_norm", x, own, eps),
             (false, own) => norm(&mut b, "ffn_norm", residual, own, eps),
         };
-        let down = match (&w.feed_forward, &spec.layers[index].experts) {
-            (FeedForwardWeights::Experts(w), Some(experts)) => {
-                mixture(&mut b, w, experts, input, spec.activation)
-            }
-            (FeedForwardWeights::Experts(ExpertWeights { .. }), None) => {
-                let message = format!("layer {index}: experts without a router");
-                return Err(Error::InvalidModel { message });
-            }
-            (FeedForwardWeights::Dense(w), _) => {
-                let names = ["ffn_gate", "ffn_up", "ffn_act", "ffn_gated", "ffn_out"];
-                feed_forward(&mut b, w, names, input, spec.activation)
-            }
-        };
+        let experts = spec.layers[index].experts.as_ref();
+        let down = feed_forward_block(&mut b, &w.feed_forward, experts, input, spec.activation)?;
         let down = norm(&mut b, "ffn_post_norm", down, w.ffn_post_norm, eps);
         let down = scaled(&mut b, "ffn_scaled", down, spec.residual_scale);
         x = b.add("l_out", down, residual);
     }
+    let logits = logits(&mut b, model, x);
+    b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
+}
+
+/// What follows the last layer, whose result is `x`.
+pub(super) fn logits(b: &mut PlanBuilder<'_>, model: &DecoderModel, x: BufferId) -> BufferId {
+    let spec = &model.spec;
     b.layer(None);
     let outputs = b.select_outputs("result_rows", x);
-    let normed = norm(&mut b, "result_norm", outputs, Some(model.output_norm), eps);
+    let output_norm = Some(model.output_norm);
+    let normed = norm(b, "result_norm", outputs, output_norm, spec.norm_eps);
     let mut logits = b.matmul("result_output", normed, model.output);
-    logits = scaled(&mut b, "result_scaled", logits, spec.logit_scale);
+    logits = scaled(b, "result_scaled", logits, spec.logit_scale);
     if let Some(cap) = spec.logit_soft_cap {
         logits = b.map("result_capped", logits, Function::SoftCap(cap));
     }
-    b.finish(logits, &spec.kv_layers(), max_rows, max_outputs)
+    logits
+}
+
+/// The feed-forward block of a layer, dense or a mixture of experts.
+pub(super) fn feed_forward_block(
+    b: &mut PlanBuilder<'_>,
+    w: &FeedForwardWeights,
+    experts: Option<&ExpertSpec>,
+    input: BufferId,
+    activation: Activation,
+) -> Result<BufferId> {
+    match (w, experts) {
+        (FeedForwardWeights::Experts(w), Some(experts)) => {
+            Ok(mixture(b, w, experts, input, activation))
+        }
+        (FeedForwardWeights::Experts(ExpertWeights { .. }), None) => {
+            let message = "a layer has experts without a router".to_owned();
+            Err(Error::InvalidModel { message })
+        }
+        (FeedForwardWeights::Dense(w), _) => {
+            let names = ["ffn_gate", "ffn_up", "ffn_act", "ffn_gated", "ffn_out"];
+            Ok(feed_forward(b, w, names, input, activation))
+        }
+    }
 }
 
 /// A feed-forward block; `names` are those of the gate, the other inner projection, what an ungated and what a
@@ -259,8 +337,12 @@ fn mixture(
         scale: spec.scale,
     };
     let [chosen, weights] = b.route(logits, w.choice_bias, router);
-    let gate = b.expert_matmul("ffn_moe_gate", x, chosen, w.gate, spec.n_expert);
-    let up = b.expert_matmul("ffn_moe_up", x, chosen, w.up, spec.n_expert);
+    let (input, weights) = match spec.weighs_inputs {
+        true => (b.weigh_slots("ffn_moe_weighted", x, weights), None),
+        false => (x, Some(weights)),
+    };
+    let gate = b.expert_matmul("ffn_moe_gate", input, chosen, w.gate, spec.n_expert);
+    let up = b.expert_matmul("ffn_moe_up", input, chosen, w.up, spec.n_expert);
     let inner = b.gated_activation("ffn_moe_gated", gate, up, activation);
     let down = b.expert_matmul("ffn_moe_down", inner, chosen, w.down, spec.n_expert);
     let sum = b.weighted_sum("ffn_moe_out", down, weights);
@@ -276,20 +358,26 @@ fn mixture(
     if let Some(gate_inp) = shared.gate_inp {
         let gate = b.matmul("shared_expert_gate", x, (gate_inp, None));
         let gate = b.map("shared_expert_gate_sigmoid", gate, Function::Sigmoid);
-        all = b.weighted_sum("ffn_shexp_weighted", all, gate);
+        all = b.weighted_sum("ffn_shexp_weighted", all, Some(gate));
     }
     b.add("ffn_out", sum, all)
 }
 
-fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
+pub(super) fn scaled(b: &mut PlanBuilder<'_>, name: &str, x: BufferId, factor: f32) -> BufferId {
     match factor {
         1.0 => x,
         _ => b.map(name, x, Function::Scale(factor)),
     }
 }
 
-fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: BufferId) -> BufferId {
-    let (layer, w) = (&model.spec.layers[index], &model.layers[index]);
+fn attention(
+    b: &mut PlanBuilder<'_>,
+    model: &DecoderModel,
+    index: usize,
+    w: &LayerWeights,
+    x: BufferId,
+) -> BufferId {
+    let layer = &model.spec.layers[index];
     let eps = model.spec.norm_eps;
     let mut q = b.matmul("attn_q", x, w.attn_q);
     let mut k = b.matmul("attn_k", x, w.attn_k);
@@ -301,6 +389,9 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
         } else if let Some(rope) = &layer.rope {
             let table = b.rope_table(rope.query_table(model.context_length));
             q = b.rope("Qcur", q, table, layer.head_dim);
+            if rope.scaling == RopeScaling::Still {
+                continue;
+            }
             let table = b.rope_table(rope.table(model.context_length));
             k = b.rope("Kcur", k, table, layer.head_dim);
         }
@@ -311,6 +402,8 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
         n_head: layer.n_head,
         scale: layer.attention_scale,
         window: layer.window,
+        chunk: layer.chunk,
+        value_dim: layer.head_dim,
         soft_cap: layer.soft_cap,
         alibi: layer.alibi,
         sinks: w.attn_sinks,
@@ -320,7 +413,7 @@ fn attention(b: &mut PlanBuilder<'_>, model: &DecoderModel, index: usize, x: Buf
 }
 
 /// The norm of `x`; `x` itself where there is none.
-fn norm(
+pub(super) fn norm(
     b: &mut PlanBuilder<'_>,
     name: &str,
     x: BufferId,

@@ -25,6 +25,8 @@ pub struct ExpertSpec {
     pub normalised: bool,
     /// Factor on their weights.
     pub scale: f32,
+    /// Whether weights multiply what an expert takes in, not what it gives.
+    pub weighs_inputs: bool,
 }
 
 /// The most experts that a token may have.
@@ -74,12 +76,14 @@ pub(super) fn read(
             shared_size: match (experts.shared, shared) {
                 (SharedExpert::None, _) => None,
                 (SharedExpert::Plain, shared) => shared,
+                (SharedExpert::AsExpert, _) => Some(size),
                 (SharedExpert::Gated, shared) => Some(shared.unwrap_or(dense_size)),
             },
             gating,
             groups,
             normalised,
             scale,
+            weighs_inputs: experts.weighs_inputs,
         }))
     };
     dense_sizes.iter().enumerate().map(layer).collect()
@@ -116,7 +120,7 @@ fn shared_size(
     expert_size: Option<usize>,
 ) -> Result<Option<usize>> {
     const SIZE: &str = "expert_shared_feed_forward_length";
-    if experts.shared == SharedExpert::None {
+    if matches!(experts.shared, SharedExpert::None | SharedExpert::AsExpert) {
         return Ok(None);
     }
     let n_shared = keys.usize("expert_shared_count")?.unwrap_or(0);
@@ -141,7 +145,9 @@ fn form(experts: &Experts, keys: &Hyperparameters<'_>) -> Result<(Gating, bool, 
         Some(2) => Gating::Sigmoid,
         Some(other) => return Err(keys.invalid(GATING, format!("{other}, expected 1 or 2"))),
     };
-    let normalised = keys.bool("expert_weights_norm")?.unwrap_or(false);
+    let normalised = keys
+        .bool("expert_weights_norm")?
+        .unwrap_or(experts.normalised);
     let scale = keys
         .f32("expert_weights_scale")?
         .filter(|&scale| scale != 0.0);

@@ -4,7 +4,9 @@ use super::architectures::{
     Architecture, Block, Experts, FeedForward, NormKind, Norms, Presence, QkNorm, SharedExpert,
 };
 use super::expert_spec::ExpertSpec;
+use super::rope::RopeScaling;
 use super::spec::{DecoderSpec, LayerSpec};
+use super::views::Heads;
 use super::weights::{WeightFinder, WeightId};
 use crate::error::Result;
 
@@ -190,15 +192,15 @@ pub(super) fn layer_weights(
             find,
             architecture,
             &format!("{prefix}attn_q_norm"),
+            (spec, layer),
             layer.n_head,
-            layer.head_dim,
         )?,
         attn_k_norm: qk_norm(
             find,
             architecture,
             &format!("{prefix}attn_k_norm"),
+            (spec, layer),
             layer.n_head_kv,
-            layer.head_dim,
         )?,
         attn_output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
         attn_sinks: match architecture.has_sinks {
@@ -213,20 +215,71 @@ pub(super) fn layer_weights(
             ffn_norm.is_some(),
             hidden,
         )?,
-        feed_forward: match (&layer.experts, architecture.experts) {
-            (Some(spec), Some(experts)) => {
-                let found = expert_weights(find, architecture, &experts, &prefix, spec, hidden)?;
-                FeedForwardWeights::Experts(found)
-            }
-            _ => {
-                let n_ffn = layer.intermediate_size;
-                let (gate, up) = gate_and_up(find, architecture, &prefix, n_ffn, hidden)?;
-                let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
-                FeedForwardWeights::Dense(DenseWeights { gate, up, down })
-            }
-        },
+        feed_forward: feed_forward_weights(find, architecture, &prefix, layer, hidden)?,
         ffn_post_norm: norm(find, "post_ffw_norm", after, hidden)?,
     })
+}
+
+/// The weights of attention alone.
+pub(super) struct AttentionWeights {
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) q_norm: Option<Norm>,
+    pub(super) k_norm: Option<Norm>,
+    pub(super) output: Linear,
+}
+
+/// The attention of a layer with its norms of heads.
+pub(super) fn attention_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    spec: &DecoderSpec,
+    layer: &LayerSpec,
+) -> Result<AttentionWeights> {
+    let hidden = spec.hidden_size;
+    let n_q = layer.n_head * layer.head_dim;
+    let [q, k, v] = attention_inputs(find, architecture, prefix, layer, hidden)?;
+    let mut norm = |name: &str, n_head: usize| {
+        let name = format!("{prefix}{name}");
+        qk_norm(find, architecture, &name, (spec, layer), n_head)
+    };
+    let [q_norm, k_norm] = [
+        norm("attn_q_norm", layer.n_head)?,
+        norm("attn_k_norm", layer.n_head_kv)?,
+    ];
+    let bias = architecture.other_bias;
+    Ok(AttentionWeights {
+        q,
+        k,
+        v,
+        q_norm,
+        k_norm,
+        output: linear(find, &format!("{prefix}attn_output"), hidden, n_q, bias)?,
+    })
+}
+
+/// The feed-forward block of a layer, dense or a mixture of experts.
+pub(super) fn feed_forward_weights(
+    find: &mut WeightFinder,
+    architecture: &Architecture,
+    prefix: &str,
+    layer: &LayerSpec,
+    hidden: usize,
+) -> Result<FeedForwardWeights> {
+    match (&layer.experts, architecture.experts) {
+        (Some(spec), Some(experts)) => {
+            let found = expert_weights(find, architecture, &experts, prefix, spec, hidden)?;
+            Ok(FeedForwardWeights::Experts(found))
+        }
+        _ => {
+            let (n_ffn, bias) = (layer.intermediate_size, architecture.other_bias);
+            let (gate, up) = gate_and_up(find, architecture, prefix, n_ffn, hidden)?;
+            let down = linear(find, &format!("{prefix}ffn_down"), hidden, n_ffn, bias)?;
+            Ok(FeedForwardWeights::Dense(DenseWeights { gate, up, down }))
+        }
+    }
 }
 
 /// The norm `name` of rows of `n` elements.
@@ -252,10 +305,11 @@ fn qk_norm(
     find: &mut WeightFinder,
     architecture: &Architecture,
     name: &str,
+    (spec, layer): (&DecoderSpec, &LayerSpec),
     n_head: usize,
-    head_dim: usize,
 ) -> Result<Option<Norm>> {
     let weight = format!("{name}.weight");
+    let head_dim = layer.head_dim;
     let n = match architecture.qk_norm {
         QkNorm::None => return Ok(None),
         QkNorm::OptionalHeads if !find.has(&weight) => return Ok(None),
@@ -270,6 +324,16 @@ fn qk_norm(
             return Ok(Some(Norm { weight, form }));
         }
         QkNorm::OptionalByHead => return Ok(None),
+        QkNorm::TurnedWithoutWeight { unless_experts } => {
+            let mut experts = spec.layers.iter().flat_map(|layer| &layer.experts);
+            let is_without = experts.any(|experts| experts.n_expert == unless_experts);
+            let rope = layer.rope.as_ref();
+            let turns = rope.is_some_and(|rope| rope.scaling != RopeScaling::Still);
+            return Ok((turns && !is_without).then(|| Norm {
+                weight: find.ones(head_dim),
+                form: NormForm::Rms,
+            }));
+        }
     };
     row_norm(find, architecture, name, n).map(Some)
 }
@@ -311,10 +375,33 @@ fn expert_weights(
 ) -> Result<ExpertWeights> {
     let (n_expert, n_ffn) = (spec.n_expert, spec.intermediate_size);
     let bias = experts.bias;
+    let fused = format!("{prefix}ffn_gate_up_exps.weight");
     let names = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
     let [of_gate, of_up, of_down] = names.map(|name| format!("{prefix}{name}"));
     let mut weight = |name: &str, n_out: usize, n_in: usize| {
-        find.matrices(&format!("{name}.weight"), [n_expert, n_out, n_in])
+        let shape = [n_expert, n_out, n_in];
+        let of_expert = |expert: usize| {
+            let name = name.strip_suffix("_exps").unwrap_or(name);
+            format!("{name}.{expert}.weight")
+        };
+        // The first half of the rows of each expert is its gate.
+        let half = [(&of_gate, 0), (&of_up, n_out)]
+            .into_iter()
+            .find_map(|(half, first)| (name == half).then_some(first));
+        match half {
+            Some(first) if find.has(&fused) => {
+                let heads = Heads {
+                    rows: 2 * n_out,
+                    first,
+                    taken: n_out,
+                    n_cols: n_in,
+                    transposed: false,
+                };
+                find.heads(&fused, &[n_expert, 2 * n_out, n_in], n_expert, heads)
+            }
+            _ if find.has(&of_expert(0)) => find.stacked(of_expert, shape),
+            _ => find.matrices(&format!("{name}.weight"), shape),
+        }
     };
     // What is alike follows each other: a kernel may then read both.
     let gate = weight(&of_gate, n_ffn, hidden)?;
@@ -348,7 +435,7 @@ fn expert_weights(
         let gate_inp = format!("{prefix}ffn_gate_inp_shexp.weight");
         let gate_inp = match experts.shared {
             SharedExpert::Gated => Some(find.single_row(&gate_inp, hidden)?),
-            SharedExpert::None | SharedExpert::Plain => None,
+            SharedExpert::None | SharedExpert::Plain | SharedExpert::AsExpert => None,
         };
         Ok(SharedWeights { gate_inp, block })
     };

@@ -3,17 +3,24 @@
 mod architectures;
 mod decoder;
 mod expert_spec;
+mod hybrid;
 mod hyperparameters;
+mod latent;
 mod layers;
 mod lora;
 mod numbers;
+#[cfg(test)]
+mod rewritten;
 mod rope;
 mod rope_spec;
 mod spec;
+mod views;
 mod weights;
 
 pub use architectures::architectures;
 pub use expert_spec::ExpertSpec;
+pub use hybrid::RecurrentSpec;
+pub use latent::LatentSpec;
 pub use rope::{RopeDivisors, RopeScaling, RopeSpec};
 pub use spec::{DecoderSpec, LayerSpec};
 pub use weights::{WeightId, WeightStorage};

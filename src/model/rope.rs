@@ -8,6 +8,8 @@ use std::f64::consts::PI;
 pub enum RopeScaling {
     /// As trained.
     None,
+    /// Nothing turns, whatever its position: queries have their temperature alone.
+    Still,
     /// Positions divided by `factor` (arXiv:2306.15595).
     Linear {
         /// At least 1 in practice.
@@ -99,6 +101,7 @@ impl RopeSpec {
         let pairs = 0..self.n_dims / 2;
         let (inverse_frequency, magnitude): (Vec<f64>, f64) = match self.scaling {
             RopeScaling::None => (pairs.map(plain).collect(), 1.0),
+            RopeScaling::Still => (vec![0.0; self.n_dims / 2], 1.0),
             RopeScaling::Linear { factor } => (
                 pairs.map(|pair| plain(pair) / f64::from(factor)).collect(),
                 1.0,
@@ -141,6 +144,16 @@ impl RopeSpec {
             theta,
             scaling: RopeScaling::None,
             attention_factor: 1.0,
+            ..self.clone()
+        }
+    }
+
+    /// The same where nothing turns.
+    pub(super) fn still(&self) -> RopeSpec {
+        RopeSpec {
+            scaling: RopeScaling::Still,
+            attention_factor: 1.0,
+            divisors: RopeDivisors::None,
             ..self.clone()
         }
     }
@@ -223,6 +236,7 @@ mod tests {
         spec.query_temperature = Some(QueryTemperature {
             scale: 0.5,
             tokens: 4,
+            offset: 0,
         });
         let magnitude = |table: RopeTable, position| {
             let [cos, sin] = table.row(position).next().unwrap();
@@ -235,6 +249,25 @@ mod tests {
         ] {
             assert!((magnitude(spec.query_table(8), position) - expected).abs() < 1e-6);
             assert!((magnitude(spec.table(8), position) - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn still_queries_have_their_temperature_alone() {
+        let mut spec = spec(RopeScaling::Still);
+        spec.query_temperature = Some(QueryTemperature {
+            scale: 0.1,
+            tokens: 4,
+            offset: 1,
+        });
+        for (position, expected) in [
+            (2, 1.0),
+            (3, 1.0 + 0.1 * 2f32.ln()),
+            (6, 1.0 + 0.1 * 2f32.ln()),
+        ] {
+            let row: Vec<[f32; 2]> = spec.query_table(8).row(position).collect();
+            assert_eq!(row, [[expected, 0.0]; 2]);
+            assert_eq!(spec.table(8).row(position).next(), Some([1.0, 0.0]));
         }
     }
 }

@@ -120,6 +120,7 @@ fn query_temperature(
     Ok(Some(QueryTemperature {
         scale: f64::from(scale),
         tokens,
+        offset: 0,
     }))
 }
 

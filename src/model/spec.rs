@@ -1,11 +1,13 @@
 //! The shape and constants of a decoder, read from the file.
 
 use super::architectures::{
-    self, Architecture, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale, NormKind,
-    Positions, ResidualScale, RopeLayers, SoftCap, Windows,
+    self, Architecture, Attention, Block, DefaultWindow, EmbeddingScale, LocalRope, LogitScale,
+    NormKind, Positions, Recurrence, ResidualScale, RopeLayers, SoftCap, Windows,
 };
 use super::expert_spec::{self, ExpertSpec};
+use super::hybrid::{self, RecurrentSpec};
 use super::hyperparameters::Hyperparameters;
+use super::latent::{self, LatentSpec};
 use super::rope::RopeSpec;
 use super::{numbers, rope_spec, weights};
 use crate::error::{Error, Result};
@@ -45,6 +47,8 @@ pub struct DecoderSpec {
     pub states_parallel: Option<bool>,
     /// Each layer.
     pub layers: Vec<LayerSpec>,
+    /// Layers that the file has behind them: they predict tokens further ahead, and nothing here runs them.
+    pub n_layer_unused: usize,
 }
 
 /// One decoder layer.
@@ -56,6 +60,8 @@ pub struct LayerSpec {
     pub n_head_kv: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// Latent attention: `head_dim` is then that of the keys that it stands for, and the cache has latents.
+    pub latent: Option<LatentSpec>,
     /// Width of the feed-forward block, where it is no mixture of experts.
     pub intermediate_size: usize,
     /// The experts that the feed-forward block is a mixture of; `None` where it is dense.
@@ -64,12 +70,16 @@ pub struct LayerSpec {
     pub attention_scale: f32,
     /// Tokens a query sees, itself included; `None` for all before it.
     pub window: Option<usize>,
+    /// Tokens of a chunk, where a query sees those of its own chunk alone.
+    pub chunk: Option<usize>,
     /// The cap on scaled query-key products.
     pub soft_cap: Option<f32>,
     /// Whether distance lowers scores (ALiBi).
     pub alibi: bool,
     /// The rotary embedding; `None` for a layer that has none.
     pub rope: Option<RopeSpec>,
+    /// What the layer computes in place of attention, of which it has nothing then: no heads.
+    pub recurrent: Option<RecurrentSpec>,
 }
 
 impl DecoderSpec {
@@ -95,10 +105,27 @@ impl DecoderSpec {
             .ok_or_else(|| Error::InvalidModel {
                 message: "tensor `token_embd.weight` is missing".to_owned(),
             })?;
+        let vocab_size = embedding.n_rows();
+        let mut layers = match architecture.attention {
+            _ if architecture.recurrence != Recurrence::None => {
+                hybrid::layers(gguf, architecture, &keys, n_layer, hidden_size)?
+            }
+            Attention::Heads => layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            Attention::Latent => latent::layers(gguf, architecture, &keys, n_layer, vocab_size)?,
+        };
+        let n_layer_unused = match architecture.has_prediction_layers {
+            true => keys.usize(PREDICTION_LAYERS)?.unwrap_or(0),
+            false => 0,
+        };
+        if n_layer_unused >= n_layer {
+            let what = format!("{n_layer_unused}, expected fewer than the {n_layer} layers");
+            return Err(keys.invalid(PREDICTION_LAYERS, what));
+        }
+        layers.truncate(n_layer - n_layer_unused);
         let spec = DecoderSpec {
             architecture: name.to_owned(),
             name: metadata.str("general.name")?.unwrap_or_default().to_owned(),
-            vocab_size: embedding.n_rows(),
+            vocab_size,
             hidden_size,
             context_length: in_range(&keys, "context_length", None, u32::MAX as usize)?,
             norm_eps: norm_eps(architecture, &keys)?,
@@ -141,7 +168,8 @@ impl DecoderSpec {
                 Block::Sequential | Block::Parallel | Block::ParallelSecondNorm => None,
             },
             activation: architecture.activation,
-            layers: layers(gguf, architecture, &keys, n_layer, hidden_size)?,
+            layers,
+            n_layer_unused,
         };
         if let Some(stated) = keys.usize("vocab_size")?
             && stated != spec.vocab_size
@@ -164,9 +192,9 @@ impl DecoderSpec {
 
     /// What each layer's cache holds for a position.
     pub fn kv_layers(&self) -> Vec<KvLayer> {
-        let layer = |layer: &LayerSpec| KvLayer {
-            n_head_kv: layer.n_head_kv,
-            head_dim: layer.head_dim,
+        let layer = |layer: &LayerSpec| match &layer.latent {
+            Some(latent) => latent.kv_layer(),
+            None => KvLayer::separate(layer.n_head_kv, layer.head_dim),
         };
         self.layers.iter().map(layer).collect()
     }
@@ -176,6 +204,8 @@ impl DecoderSpec {
 pub(super) const MAX_COUNT: usize = 1 << 24;
 
 const PARALLEL: &str = "use_parallel_residual";
+
+const PREDICTION_LAYERS: &str = "nextn_predict_layers";
 
 fn norm_eps(architecture: &Architecture, keys: &Hyperparameters<'_>) -> Result<f32> {
     let key = match architecture.norm {
@@ -270,9 +300,26 @@ fn layers(
     };
     let turns = |layer: usize| match architecture.rope_layers {
         _ if architecture.positions != Positions::Rope => false,
-        RopeLayers::All => true,
-        RopeLayers::AllButEach(n) => !(layer + 1).is_multiple_of(n),
+        RopeLayers::All | RopeLayers::UnlessStated => true,
+        RopeLayers::AllButEach(n) | RopeLayers::AllButEachWarmed(n, _) => {
+            !(layer + 1).is_multiple_of(n)
+        }
         RopeLayers::Windowed => windowed[layer] || window.is_none(),
+    };
+    let still_rope = match architecture.rope_layers {
+        RopeLayers::AllButEachWarmed(_, temperature) => Some(RopeSpec {
+            n_dims: head_dim,
+            query_temperature: Some(temperature),
+            ..global_rope.still()
+        }),
+        RopeLayers::All
+        | RopeLayers::AllButEach(_)
+        | RopeLayers::UnlessStated
+        | RopeLayers::Windowed => None,
+    };
+    let chunk = match architecture.windows {
+        Windows::Chunks { tokens, .. } => Some(tokens),
+        Windows::None | Windows::Unused | Windows::Periodic { .. } => None,
     };
     let scale = match keys.f32("attention.scale")? {
         Some(scale) if scale != 0.0 => scale,
@@ -296,16 +343,20 @@ fn layers(
                 n_head,
                 n_head_kv,
                 head_dim,
+                latent: None,
                 intermediate_size: intermediate_size[layer],
                 experts: experts[layer].clone(),
                 attention_scale: scale,
                 window: window.filter(|_| windowed[layer]),
+                chunk: chunk.filter(|_| windowed[layer]),
                 soft_cap,
                 alibi: architecture.positions == Positions::Alibi,
-                rope: turns(layer).then(|| match windowed[layer] {
-                    true => local_rope.clone(),
-                    false => global_rope.clone(),
-                }),
+                rope: match turns(layer) {
+                    true if windowed[layer] => Some(local_rope.clone()),
+                    true => Some(global_rope.clone()),
+                    false => still_rope.clone(),
+                },
+                recurrent: None,
             })
         })
         .collect()
@@ -325,6 +376,13 @@ fn windows(
         Windows::Unused => {
             keys.usize(WINDOW)?;
             return Ok((None, nowhere));
+        }
+        Windows::Chunks { period, .. } => {
+            if keys.usize(WINDOW)? == Some(0) {
+                let what = "0, expected layers with chunks";
+                return Err(keys.invalid(WINDOW, what));
+            }
+            return Ok((None, keys.windowed_layers(PATTERN, period, n_layer)?));
         }
         Windows::Periodic {
             period,

@@ -1,6 +1,7 @@
 //! The weights of a model by name and shape: views into the file, in the type a device will hold.
 
 use super::lora::{Lora, LowRank};
+use super::views::{Heads, KeptHeads, Run, View};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo, WeightType};
 use half::f16;
@@ -52,6 +53,8 @@ pub(crate) struct Weight {
     tensor: usize,
     /// Elements of the tensor before this weight's first.
     first_element: usize,
+    /// Where its elements lie in the tensor.
+    view: View,
     /// What adapters add to it.
     added: Vec<Arc<LowRank>>,
 }
@@ -59,7 +62,7 @@ pub(crate) struct Weight {
 impl Weight {
     /// Whether the file has the very bytes that the device is to hold.
     pub(crate) fn is_as_in_file(&self) -> bool {
-        self.ty == self.file_type && self.added.is_empty()
+        self.ty == self.file_type && self.added.is_empty() && self.view.has_rows()
     }
 
     /// Whether adapters add to it.
@@ -80,6 +83,7 @@ pub(crate) struct Weights {
     entries: Vec<Weight>,
     /// The first weight found to leave its type's range by what adapters add to it.
     overflown: Arc<OnceLock<String>>,
+    kept_heads: Arc<KeptHeads>,
 }
 
 impl Weights {
@@ -99,26 +103,38 @@ impl Weights {
         self.entries.iter().map(Weight::stored_bytes).sum()
     }
 
-    fn tensor(&self, weight: &Weight) -> &TensorInfo {
-        &self.gguf.tensors()[weight.tensor]
+    /// The tensors of a weight.
+    fn tensors<'a>(&'a self, weight: &'a Weight) -> impl Iterator<Item = &'a TensorInfo> {
+        let indices = match &weight.view {
+            View::Stacked(tensors) => &tensors[..],
+            View::Contiguous | View::Heads(_) | View::Ones => std::slice::from_ref(&weight.tensor),
+        };
+        indices.iter().map(|&index| &self.gguf.tensors()[index])
     }
 
-    /// The bytes of some rows as they lie in the file.
-    fn file_rows(&self, id: WeightId, rows: Range<usize>) -> &[u8] {
+    /// The bytes of some rows as they lie in the file: in one piece, where they do.
+    fn file_rows(&self, id: WeightId, rows: Range<usize>) -> Cow<'_, [u8]> {
         let weight = self.get(id);
-        let bytes = self.gguf.tensor_bytes(self.tensor(weight));
         let elements = |row: usize| weight.first_element + row * weight.n_cols;
         let at = |element: usize| {
             element / weight.file_type.block_len() * weight.file_type.block_bytes()
         };
-        &bytes[at(elements(rows.start))..at(elements(rows.end))]
+        let piece = |run: &Run| -> &[u8] {
+            let tensor = self.tensors(weight).nth(run.tensor);
+            let bytes = tensor.map_or(&[][..], |tensor| self.gguf.tensor_bytes(tensor));
+            &bytes[at(elements(run.rows.start))..at(elements(run.rows.end))]
+        };
+        match &weight.view.runs(weight.n_rows, rows)[..] {
+            [run] => Cow::Borrowed(piece(run)),
+            runs => Cow::Owned(runs.iter().map(piece).collect::<Vec<_>>().concat()),
+        }
     }
 
     /// Some rows in the type of the device.
     pub(crate) fn stored_rows(&self, id: WeightId, rows: Range<usize>) -> Cow<'_, [u8]> {
         let weight = self.get(id);
         if weight.is_as_in_file() {
-            return Cow::Borrowed(self.file_rows(id, rows));
+            return self.file_rows(id, rows);
         }
         let mut values = vec![0.0; rows.len() * weight.n_cols];
         self.merged_rows(id, rows, &mut values);
@@ -145,8 +161,22 @@ impl Weights {
     /// The values of some rows, with what adapters add to them, before they are rounded.
     fn merged_rows(&self, id: WeightId, rows: Range<usize>, out: &mut [f32]) {
         let weight = self.get(id);
+        match &weight.view {
+            View::Heads(heads) if heads.transposed => {
+                let tensor = &self.gguf.tensors()[weight.tensor];
+                let decode = |rows: Range<usize>, out: &mut [f32]| {
+                    let row_bytes = weight.file_type.row_bytes(heads.n_cols);
+                    let bytes = self.gguf.tensor_bytes(tensor);
+                    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                    weight.file_type.decode(bytes, out);
+                };
+                return heads.columns(id, &self.kept_heads, rows, decode, out);
+            }
+            View::Ones => return out.fill(1.0),
+            View::Contiguous | View::Stacked(_) | View::Heads(_) => {}
+        }
         let first_row = weight.first_element / weight.n_cols + rows.start;
-        weight.file_type.decode(self.file_rows(id, rows), out);
+        weight.file_type.decode(&self.file_rows(id, rows), out);
         for added in &weight.added {
             added.add_to(first_row, out);
         }
@@ -172,7 +202,8 @@ impl Weights {
 
     /// Tells the operating system that the file's pages of a weight are not needed any more.
     pub(crate) fn release(&self, id: WeightId) {
-        self.gguf.release(self.tensor(self.get(id)));
+        let tensors = self.tensors(self.get(id));
+        tensors.for_each(|tensor| self.gguf.release(tensor));
     }
 }
 
@@ -219,6 +250,7 @@ impl WeightFinder {
             ty: WeightType::F32,
             tensor,
             first_element: 0,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -237,6 +269,107 @@ impl WeightFinder {
     /// The vector `name`, `[n]`, as a matrix `[1, n]`.
     pub(super) fn single_row(&mut self, name: &str, n: usize) -> Result<WeightId> {
         self.of_rows(name, &[n], 1, n)
+    }
+
+    /// A part of each of `n_head` heads of the tensor `name`, as one matrix of all their rows. What is turned has no
+    /// blocks of quantised types any more: it is decoded. No adapter adds to it.
+    pub(super) fn heads(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        n_head: usize,
+        heads: Heads,
+    ) -> Result<WeightId> {
+        let (tensor, file_type) = self.tensor(name, shape)?;
+        let ty = match self.storage {
+            WeightStorage::F16 => WeightType::F16,
+            WeightStorage::Native if file_type == WeightType::F16 || !heads.transposed => file_type,
+            WeightStorage::Native | WeightStorage::F32 => WeightType::F32,
+        };
+        let [n_rows, n_cols] = heads.shape();
+        Ok(self.push(Weight {
+            name: format!(
+                "{name}[{:?} of heads{}]",
+                heads.first..heads.first + heads.taken,
+                if heads.transposed { ", turned" } else { "" }
+            ),
+            n_rows: n_head * n_rows,
+            n_cols,
+            file_type,
+            ty,
+            tensor,
+            first_element: 0,
+            view: View::Heads(heads),
+            added: Vec::new(),
+        }))
+    }
+
+    /// The matrices that `name` names by their index, each `[n_rows, n_cols]`, as one of all their rows. No adapter
+    /// adds to them.
+    pub(super) fn stacked(
+        &mut self,
+        name: impl Fn(usize) -> String,
+        [n_matrix, n_rows, n_cols]: [usize; 3],
+    ) -> Result<WeightId> {
+        let mut tensors = Vec::new();
+        let mut first_type = None;
+        for index in 0..n_matrix {
+            let name = name(index);
+            let (tensor, file_type) = self.tensor(&name, &[n_rows, n_cols])?;
+            let first_type = *first_type.get_or_insert(file_type);
+            if file_type != first_type {
+                let (found, expected) = (file_type.name(), first_type.name());
+                let message = format!(
+                    "tensor `{name}`: type {found}, expected {expected} as of the first expert"
+                );
+                return Err(Error::InvalidModel { message });
+            }
+            tensors.push(tensor);
+        }
+        let file_type = first_type.unwrap_or(WeightType::F32);
+        let ty = match self.storage {
+            WeightStorage::Native => file_type,
+            WeightStorage::F16 => WeightType::F16,
+            WeightStorage::F32 => WeightType::F32,
+        };
+        Ok(self.push(Weight {
+            name: format!("{} to {}", name(0), name(n_matrix.saturating_sub(1))),
+            n_rows: n_matrix * n_rows,
+            n_cols,
+            file_type,
+            ty,
+            tensor: 0,
+            first_element: 0,
+            view: View::Stacked(tensors.into()),
+            added: Vec::new(),
+        }))
+    }
+
+    /// A vector of ones, `[n]`: the weight of a norm that has none.
+    pub(super) fn ones(&mut self, n: usize) -> WeightId {
+        let is_it = |weight: &Weight| weight.view == View::Ones && weight.n_cols == n;
+        if let Some(found) = self.entries.iter().position(is_it) {
+            return WeightId(found);
+        }
+        self.push(Weight {
+            name: format!("{n} ones"),
+            n_rows: 1,
+            n_cols: n,
+            file_type: WeightType::F32,
+            ty: WeightType::F32,
+            tensor: 0,
+            first_element: 0,
+            view: View::Ones,
+            added: Vec::new(),
+        })
+    }
+
+    /// Counts the tensors of a layer as used, which no step reads.
+    pub(super) fn ignore_layer(&mut self, layer: usize) {
+        let prefix = format!("blk.{layer}.");
+        let tensors = self.gguf.tensors().iter().enumerate();
+        let of_layer = tensors.filter(|(_, tensor)| tensor.name.starts_with(&prefix));
+        self.used.extend(of_layer.map(|(index, _)| index));
     }
 
     fn of_rows(
@@ -260,6 +393,7 @@ impl WeightFinder {
             ty,
             tensor,
             first_element: 0,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -322,6 +456,7 @@ impl WeightFinder {
             ty,
             tensor,
             first_element: rows.start * n_cols,
+            view: View::Contiguous,
             added,
         }))
     }
@@ -349,6 +484,7 @@ impl WeightFinder {
             ty: WeightType::F32,
             tensor,
             first_element: elements.start,
+            view: View::Contiguous,
             added: Vec::new(),
         }))
     }
@@ -402,6 +538,7 @@ impl WeightFinder {
             gguf: self.gguf,
             entries: self.entries,
             overflown: Arc::default(),
+            kept_heads: Arc::default(),
         })
     }
 }

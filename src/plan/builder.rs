@@ -1,8 +1,10 @@
 //! Writes a plan one step at a time, checking widths as it goes.
 
+mod recurrent;
+
 use super::{
     Activation, Buffer, BufferId, EmbedIndex, ExpertGroups, Extent, Function, Gating, Op, Plan,
-    RopeTable, RopeTableId, Step, check::check,
+    RopeTable, RopeTableId, State, Step, check::check,
 };
 use crate::error::Result;
 use crate::kv_cache::KvLayer;
@@ -14,6 +16,7 @@ pub(crate) struct PlanBuilder<'a> {
     prefix: String,
     buffers: Vec<Buffer>,
     rope_tables: Vec<RopeTable>,
+    states: Vec<State>,
     steps: Vec<Step>,
     layer_outputs: Vec<usize>,
 }
@@ -25,6 +28,9 @@ pub(crate) struct AttentionParams {
     pub(crate) n_head: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
+    pub(crate) chunk: Option<usize>,
+    /// Elements of a value.
+    pub(crate) value_dim: usize,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) alibi: bool,
     pub(crate) sinks: Option<WeightId>,
@@ -47,6 +53,7 @@ impl<'a> PlanBuilder<'a> {
             prefix: String::new(),
             buffers: Vec::new(),
             rope_tables: Vec::new(),
+            states: Vec::new(),
             steps: Vec::new(),
             layer_outputs: Vec::new(),
         }
@@ -209,15 +216,17 @@ impl<'a> PlanBuilder<'a> {
         q: BufferId,
         params: AttentionParams,
     ) -> BufferId {
-        let dst = self.like(name, q);
+        let dst = self.buffer(name, params.n_head * params.value_dim, Extent::Tokens);
         let AttentionParams {
             layer,
             n_head,
             scale,
             window,
+            chunk,
             soft_cap,
             alibi,
             sinks,
+            ..
         } = params;
         self.push(
             name,
@@ -227,6 +236,7 @@ impl<'a> PlanBuilder<'a> {
                 n_head,
                 scale,
                 window,
+                chunk,
                 soft_cap,
                 alibi,
                 sinks,
@@ -335,11 +345,41 @@ impl<'a> PlanBuilder<'a> {
         dst
     }
 
+    /// `src` is `n_head` heads.
+    pub(crate) fn head_matmul(
+        &mut self,
+        name: &str,
+        src: BufferId,
+        weight: WeightId,
+        n_head: usize,
+    ) -> BufferId {
+        let (matrices, src_width) = (self.weights.get(weight), self.buffers[src.0].width);
+        let n_rest = src_width.saturating_sub(n_head * matrices.n_cols);
+        let dst = self.buffer(name, n_rest + matrices.n_rows, Extent::Tokens);
+        self.push(
+            name,
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                dst,
+            },
+        );
+        dst
+    }
+
+    pub(crate) fn weigh_slots(&mut self, name: &str, src: BufferId, weights: BufferId) -> BufferId {
+        let extent = Extent::Chosen(self.buffers[weights.0].width);
+        let dst = self.buffer(name, self.buffers[src.0].width, extent);
+        self.push(name, Op::WeighSlots { src, weights, dst });
+        dst
+    }
+
     pub(crate) fn weighted_sum(
         &mut self,
         name: &str,
         src: BufferId,
-        weights: BufferId,
+        weights: Option<BufferId>,
     ) -> BufferId {
         let dst = self.buffer(name, self.buffers[src.0].width, Extent::Tokens);
         self.push(name, Op::WeightedSum { src, weights, dst });
@@ -364,6 +404,7 @@ impl<'a> PlanBuilder<'a> {
             weights,
             buffers,
             rope_tables,
+            states,
             steps,
             layer_outputs,
             ..
@@ -373,6 +414,7 @@ impl<'a> PlanBuilder<'a> {
             max_outputs,
             buffers,
             rope_tables,
+            states,
             steps,
             logits,
             layer_outputs,

@@ -1,6 +1,6 @@
 //! A plan is checked before anything runs it: widths, order, names.
 
-use super::{BufferId, Extent, Op, Plan, experts};
+use super::{BufferId, Extent, Op, Plan, StateId, experts, recurrent};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayer;
 use crate::model::{WeightId, Weights};
@@ -14,6 +14,7 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
     let mut written: BTreeSet<BufferId> = BTreeSet::new();
     let mut names: BTreeSet<&str> = BTreeSet::new();
     let mut stored: BTreeSet<usize> = BTreeSet::new();
+    let mut kept: BTreeSet<StateId> = BTreeSet::new();
     for step in &plan.steps {
         let fail = |what: String| {
             Err(Error::InvalidModel {
@@ -39,6 +40,9 @@ pub(super) fn check(plan: &Plan, weights: &Weights, kv: &[KvLayer]) -> Result<()
         }
         if let Some(what) = mismatch(plan, weights, kv, &stored, &step.op) {
             return fail(what);
+        }
+        if step.op.state().is_some_and(|state| !kept.insert(state)) {
+            return fail("keeps the state of another step".to_owned());
         }
         if let Op::StoreKv { layer, .. } = step.op {
             stored.insert(layer);
@@ -156,12 +160,37 @@ fn mismatch(
                 Extent::Tokens => None,
                 each => slots("inputs", each, width(chosen)),
             }),
-        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+        Op::HeadMatMul {
+            src,
+            weight,
+            n_head,
+            dst,
+        } => (n_head == 0)
+            .then(|| "has no heads".to_owned())
+            .or_else(|| unequal("partial head", width(src) % n_head, 0))
+            .or_else(|| unequal("partial matrix", weights.get(weight).n_rows % n_head, 0))
+            .or_else(|| {
+                let (src_dim, n_cols) = (width(src) / n_head, columns(weight));
+                (src_dim < n_cols).then(|| format!("columns {n_cols}, expected up to {src_dim}"))
+            })
+            .or_else(|| {
+                let rest = width(src) - n_head * columns(weight);
+                unequal("output", width(dst), rest + weights.get(weight).n_rows)
+            })
+            .or_else(|| of_tokens(src))
+            .or_else(|| of_tokens(dst)),
+        Op::WeighSlots { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| of_tokens(src))
             .or_else(|| of_tokens(weights))
+            .or_else(|| slots("results", extent(dst), width(weights))),
+        Op::WeightedSum { src, weights, dst } => unequal("width", width(dst), width(src))
+            .or_else(|| weights.and_then(of_tokens))
             .or_else(|| of_tokens(dst))
-            .or_else(|| match extent(src) {
-                Extent::Tokens => unequal("weights", width(weights), 1),
-                each => slots("terms", each, width(weights)),
+            .or_else(|| match (extent(src), weights) {
+                (Extent::Tokens, Some(weights)) => unequal("weights", width(weights), 1),
+                (each, Some(weights)) => slots("terms", each, width(weights)),
+                (Extent::Chosen(_), None) => None,
+                (Extent::Tokens | Extent::Outputs, None) => Some("adds up single terms".to_owned()),
             }),
         Op::Rope {
             src,
@@ -178,8 +207,8 @@ fn mismatch(
             }),
         Op::StoreKv { k, v, layer } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
-            Some(cache) => unequal("keys", width(k), cache.width())
-                .or_else(|| unequal("values", width(v), cache.width()))
+            Some(cache) => unequal("keys", width(k), cache.key_width())
+                .or_else(|| unequal("values", width(v), cache.value_width()))
                 .or_else(|| of_tokens(k))
                 .or_else(|| of_tokens(v)),
         },
@@ -187,14 +216,16 @@ fn mismatch(
             q,
             layer,
             n_head,
+            chunk,
             sinks,
             dst,
             ..
         } => match kv.get(layer) {
             None => Some(format!("layer {layer} of {}", kv.len())),
             Some(_) if !stored.contains(&layer) => Some("reads a cache before it is stored".into()),
-            Some(cache) => unequal("query", width(q), n_head * cache.head_dim)
-                .or_else(|| unequal("width", width(dst), width(q)))
+            Some(cache) => unequal("query", width(q), n_head * cache.query_dim())
+                .or_else(|| unequal("width", width(dst), n_head * cache.value_dim))
+                .or_else(|| (chunk == Some(0)).then(|| "has empty chunks".to_owned()))
                 .or_else(|| unequal("partial group", n_head % cache.n_head_kv, 0))
                 .or_else(|| sinks.and_then(|sinks| unequal("sinks", columns(sinks), n_head)))
                 .or_else(|| of_tokens(q))
@@ -213,6 +244,11 @@ fn mismatch(
         Op::Map { src, dst, .. } => {
             unequal("width", width(dst), width(src)).or_else(|| same_rows(src, dst))
         }
+        Op::CausalConv { .. }
+        | Op::StateScan { .. }
+        | Op::DeltaRule { .. }
+        | Op::GroupNorm { .. }
+        | Op::TakeColumns { .. } => recurrent::mismatch(plan, weights, op),
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))
             .or_else(|| of_tokens(src))
             .or_else(|| {

@@ -7,10 +7,15 @@ mod builder;
 mod check;
 mod experts;
 #[cfg(test)]
+mod latent_tests;
+mod recurrent;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use builder::{AttentionParams, PlanBuilder, Router};
 pub use experts::{ExpertGroups, Gating};
+pub use recurrent::{Columns, State, StateId};
+pub(crate) use recurrent::{MAX_STATE_SIZE, MAX_TAPS};
 
 use crate::model::{WeightId, Weights};
 use std::borrow::Cow;
@@ -77,18 +82,21 @@ pub struct RopeTable {
     pub temperature: Option<QueryTemperature>,
 }
 
-/// A factor that grows with the position: `1 + scale * ln(1 + floor(position / tokens))`.
+/// A factor that grows with the position: `1 + scale * ln(1 + floor((position + offset) / tokens))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryTemperature {
     /// Of the logarithm.
     pub scale: f64,
     /// Positions that share a factor.
     pub tokens: usize,
+    /// Of the first position.
+    pub offset: usize,
 }
 
 impl QueryTemperature {
     fn factor(self, position: usize) -> f64 {
-        1.0 + self.scale * (1.0 + (position / self.tokens.max(1)) as f64).ln()
+        let steps = (position + self.offset) / self.tokens.max(1);
+        1.0 + self.scale * (1.0 + steps as f64).ln()
     }
 }
 
@@ -121,6 +129,10 @@ pub enum Activation {
     /// `g * sigmoid(1.702 * g)` of `g = min(x, 7)`; a block gated by it takes `clamp(up, -7, 7) + 1` for `up`
     /// (gpt-oss; llama.cpp, src/llama-graph.cpp).
     ClampedSwiglu,
+    /// `x`: a gate that is a factor.
+    Identity,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 /// What names a row of an embedding.
@@ -250,12 +262,33 @@ pub enum Op {
         /// `[n_rows, n_chosen, n_out]`.
         dst: BufferId,
     },
+    /// The product of each head with a matrix of its own: behind the elements of a head that no column meets come the
+    /// products of the others, `dst[row, h] = [src[row, h, n_cols..], weight[h] src[row, h, ..n_cols]]`.
+    HeadMatMul {
+        /// `[n_rows, n_head * src_dim]`.
+        src: BufferId,
+        /// `[n_head * n_out, n_cols]`.
+        weight: WeightId,
+        /// Heads.
+        n_head: usize,
+        /// `[n_rows, n_head * (src_dim - n_cols + n_out)]`.
+        dst: BufferId,
+    },
+    /// `dst[row, s] = weights[row, s] * src[row]`.
+    WeighSlots {
+        /// `[n_rows, width]`.
+        src: BufferId,
+        /// `[n_rows, n_slots]`.
+        weights: BufferId,
+        /// `[n_rows, n_slots, width]`.
+        dst: BufferId,
+    },
     /// `dst[row] = sum_s weights[row, s] * src[row, s]`.
     WeightedSum {
         /// `[n_rows, n_slots, width]`.
         src: BufferId,
-        /// `[n_rows, n_slots]`.
-        weights: BufferId,
+        /// `[n_rows, n_slots]`; ones where there are none.
+        weights: Option<BufferId>,
         /// `[n_rows, width]`.
         dst: BufferId,
     },
@@ -274,7 +307,7 @@ pub enum Op {
     StoreKv {
         /// `[n_rows, n_head_kv * head_dim]`.
         k: BufferId,
-        /// `[n_rows, n_head_kv * head_dim]`.
+        /// `[n_rows, n_head_kv * value_dim]`.
         v: BufferId,
         /// The layer.
         layer: usize,
@@ -282,7 +315,7 @@ pub enum Op {
     /// Causal attention over a layer's cache: head `h` reads key-value head
     /// `h / (n_head / n_head_kv)` (grouped queries, arXiv:2305.13245).
     Attention {
-        /// `[n_rows, n_head * head_dim]`.
+        /// `[n_rows, n_head * query_dim]`: a head is as long as a key, the value included where it ends the key.
         q: BufferId,
         /// The layer whose cache is read.
         layer: usize,
@@ -292,13 +325,15 @@ pub enum Op {
         scale: f32,
         /// Key `j` is visible to query `i` where `0 <= i - j < window`.
         window: Option<usize>,
+        /// And where it is no earlier than the last multiple of this up to `i`.
+        chunk: Option<usize>,
         /// The cap on scaled dot products (arXiv:2408.00118, section 2).
         soft_cap: Option<f32>,
         /// Whether distance lowers scores, by a slope of each head (ALiBi, arXiv:2108.12409).
         alibi: bool,
         /// `[n_head]`: a score of each head that has a share of the softmax and no value (arXiv:2309.17453).
         sinks: Option<WeightId>,
-        /// `[n_rows, n_head * head_dim]`.
+        /// `[n_rows, n_head * value_dim]`.
         dst: BufferId,
     },
     /// `dst = activation(gate) * up` (arXiv:2002.05202).
@@ -319,6 +354,98 @@ pub enum Op {
         /// Of an element.
         function: Function,
         /// `[n_rows, width]`.
+        dst: BufferId,
+    },
+    /// `dst[row, c] = f(sum_t weight[c, t] * src[row + t + 1 - n_taps, c] (+ bias[c]))`, each channel for itself. The rows
+    /// in front of the batch are those of the state, which has the last `n_taps - 1` of all.
+    CausalConv {
+        /// `[n_rows, n_channels]`.
+        src: BufferId,
+        /// `[n_channels, n_taps]`.
+        weight: WeightId,
+        /// `[n_channels]`.
+        bias: Option<WeightId>,
+        /// Rows that a result is made of, its own included.
+        n_taps: usize,
+        /// `f`.
+        activation: Activation,
+        /// `[n_taps - 1, n_channels]`.
+        state: StateId,
+        /// `[n_rows, n_channels]`.
+        dst: BufferId,
+    },
+    /// The selective state space of each head (arXiv:2312.00752, algorithm 2; arXiv:2405.21060, section 2). Row by row, with
+    /// `step = softplus(dt[h])` and group `g = h / (n_head / n_group)`: `state[h, i, n] = state[h, i, n] * exp(step * a[h, n])
+    /// + step * x[h, i] * b[g, n]` and `dst[h, i] = sum_n state[h, i, n] * c[g, n] + d[h] * x[h, i]`.
+    StateScan {
+        /// `[n_rows, n_head * head_dim]`.
+        x: Columns,
+        /// `[n_rows, n_head]`.
+        dt: BufferId,
+        /// `[n_rows, n_group * n_state]`.
+        b: Columns,
+        /// `[n_rows, n_group * n_state]`.
+        c: Columns,
+        /// `[n_head, n_state]`, or `[n_head]` for all of a head.
+        a: WeightId,
+        /// `[n_head]`.
+        d: WeightId,
+        /// Groups of heads.
+        n_group: usize,
+        /// `[n_head, head_dim, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * head_dim]`.
+        dst: BufferId,
+    },
+    /// The gated delta rule of each head (arXiv:2412.06464, equation 10). Row by row, with queries and keys divided by the root of
+    /// their sum of squares plus `eps`: `state *= exp(a[h] * softplus(alpha[h] + bias[h]))`,
+    /// `state += sigmoid(beta[h]) * (v - state k) k^T` and `dst = state q / sqrt(n_state)`.
+    DeltaRule {
+        /// `[n_rows, (2 * n_head_k + n_head) * n_state]`: queries, keys, values.
+        qkv: BufferId,
+        /// `[n_rows, n_head]`.
+        alpha: BufferId,
+        /// `[n_rows, n_head]`.
+        beta: BufferId,
+        /// `[n_head]`.
+        a: WeightId,
+        /// `[n_head]`.
+        bias: WeightId,
+        /// Heads of queries and of keys.
+        n_head_k: usize,
+        /// Whether head `h` has the keys of head `h % n_head_k`, else those of `h / (n_head / n_head_k)`.
+        is_tiled: bool,
+        /// Added to sums of squares.
+        eps: f32,
+        /// `[n_head, n_state, n_state]`.
+        state: StateId,
+        /// `[n_rows, n_head * n_state]`.
+        dst: BufferId,
+    },
+    /// `dst = src / sqrt(mean(src^2) + eps) * weight` over each group of `group` elements, each with weights of its own.
+    GroupNorm {
+        /// `[n_rows, n_groups * group]`.
+        src: BufferId,
+        /// `[n_groups * group]`.
+        weight: WeightId,
+        /// Elements that are normalised together.
+        group: usize,
+        /// Added to the mean square.
+        eps: f32,
+        /// As `src`.
+        dst: BufferId,
+    },
+    /// `dst[row, g * length + i] = src[row, g * period + first + i]`, `i < length`.
+    TakeColumns {
+        /// `[n_rows, n_groups * period]`.
+        src: BufferId,
+        /// Of the columns of each group the first that is taken.
+        first: usize,
+        /// How many are taken.
+        length: usize,
+        /// Columns of a group.
+        period: usize,
+        /// `[n_rows, n_groups * length]`.
         dst: BufferId,
     },
     /// `dst = a + b`.
@@ -350,11 +477,18 @@ impl Op {
             | Op::ChooseExperts { dst, .. }
             | Op::ExpertWeights { dst, .. }
             | Op::ExpertMatMul { dst, .. }
+            | Op::HeadMatMul { dst, .. }
+            | Op::WeighSlots { dst, .. }
             | Op::WeightedSum { dst, .. }
             | Op::Rope { dst, .. }
             | Op::Attention { dst, .. }
             | Op::GatedActivation { dst, .. }
             | Op::Map { dst, .. }
+            | Op::CausalConv { dst, .. }
+            | Op::StateScan { dst, .. }
+            | Op::DeltaRule { dst, .. }
+            | Op::GroupNorm { dst, .. }
+            | Op::TakeColumns { dst, .. }
             | Op::Add { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
@@ -368,7 +502,11 @@ impl Op {
             Op::RmsNorm { src, .. }
             | Op::LayerNorm { src, .. }
             | Op::Map { src, .. }
+            | Op::CausalConv { src, .. }
+            | Op::GroupNorm { src, .. }
+            | Op::TakeColumns { src, .. }
             | Op::MatMul { src, .. }
+            | Op::HeadMatMul { src, .. }
             | Op::Rope { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
             Op::StoreKv { k, v, .. } => vec![k, v],
@@ -378,7 +516,12 @@ impl Op {
             Op::ChooseExperts { logits, .. } => vec![logits],
             Op::ExpertWeights { logits, chosen, .. } => vec![logits, chosen],
             Op::ExpertMatMul { src, chosen, .. } => vec![src, chosen],
-            Op::WeightedSum { src, weights, .. } => vec![src, weights],
+            Op::WeighSlots { src, weights, .. } => vec![src, weights],
+            Op::WeightedSum { src, weights, .. } => [src].into_iter().chain(weights).collect(),
+            Op::StateScan { x, dt, b, c, .. } => vec![x.buffer, dt, b.buffer, c.buffer],
+            Op::DeltaRule {
+                qkv, alpha, beta, ..
+            } => vec![qkv, alpha, beta],
         }
     }
 }
@@ -425,6 +568,8 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     /// Every rope table, by [`RopeTableId`].
     pub rope_tables: Vec<RopeTable>,
+    /// Every state, by [`StateId`].
+    pub states: Vec<State>,
     /// In the order of execution.
     pub steps: Vec<Step>,
     /// `[n_outputs, vocab_size]`.

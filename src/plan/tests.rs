@@ -1,5 +1,7 @@
 //! A good plan with one step that is wrong: the check must refuse it and name the step.
 
+mod recurrent;
+
 use super::Extent::{Outputs, Tokens};
 use super::check::check;
 use super::{
@@ -306,6 +308,7 @@ fn attention(
         n_head,
         scale: 0.25,
         window: None,
+        chunk: None,
         soft_cap: None,
         alibi: false,
         sinks: None,
@@ -335,6 +338,7 @@ fn attention_is_refused_in_other_widths_and_rows() {
         n_head: 4,
         scale: 0.25,
         window: None,
+        chunk: None,
         soft_cap: None,
         alibi: false,
         sinks: None,
@@ -361,6 +365,7 @@ fn attention_is_refused_where_its_heads_fall_into_no_groups() {
             n_head: 2,
             scale: 0.25,
             window: None,
+            chunk: None,
             soft_cap: None,
             alibi: false,
             sinks: None,

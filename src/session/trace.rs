@@ -46,10 +46,10 @@ impl Session {
         let result = self.replace_tail(position, tokens, |session| {
             let executor = session.executor.as_ref();
             recorder.start(&session.tokens, |layer, batch| {
-                executor.cached_keys(layer, batch)
+                executor.cached_rows(layer, batch)
             })?;
             while session.n_cached < session.tokens.len() {
-                let is_last = session.n_cached + max_rows >= session.tokens.len();
+                let is_last = session.batch_end(max_rows) == session.tokens.len();
                 session.run_batch(max_rows, outputs_of(is_last), |executor, batch, logits| {
                     let mut record = |seen: &Observation<'_>| recorder.record(batch, seen);
                     executor.run(batch, logits, Some(&mut record))

@@ -49,6 +49,23 @@ pub fn altered(
     chat_template: Option<&str>,
     alter: &dyn Fn(&str, &mut [f32]),
 ) -> Writer {
+    written(ty, &|_| ty, chat_template, alter)
+}
+
+/// As [`llama`]; the matrices whose names contain `part` are of another type.
+pub fn mixed(ty: WeightType, part: &str, other: WeightType) -> Gguf {
+    let type_of = |name: &str| if name.contains(part) { other } else { ty };
+    let writer = written(ty, &type_of, None, &|_, _| ());
+    Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap()
+}
+
+/// A llama model as wide as the blocks of `ty` want, with each matrix of the type that `type_of` gives it by name.
+fn written(
+    ty: WeightType,
+    type_of: &dyn Fn(&str) -> WeightType,
+    chat_template: Option<&str>,
+    alter: &dyn Fn(&str, &mut [f32]),
+) -> Writer {
     let (hidden_size, intermediate_size) = match ty.block_len() {
         256 => (256, 256),
         _ => (64, 96),
@@ -96,7 +113,11 @@ pub fn altered(
             })
             .collect();
         alter(&name, &mut values);
-        let ty = if is_norm { WeightType::F32 } else { ty };
+        let ty = if is_norm {
+            WeightType::F32
+        } else {
+            type_of(&name)
+        };
         writer.tensor(name, shape, ty, ty.encode(&values)).unwrap()
     };
     writer = tensor(

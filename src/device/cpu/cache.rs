@@ -5,7 +5,7 @@ use crate::kv_cache::{KvLayer, KvType};
 use half::f16;
 use std::ops::Range;
 
-/// The keys, or the values, of one layer: `[capacity, n_head_kv, head_dim]`.
+/// The keys, or the values, of one layer: `[capacity, width]`.
 pub(super) enum Cells {
     F32(Vec<f32>),
     /// The bits of 16-bit floats.
@@ -69,10 +69,9 @@ pub(super) struct LayerCache {
 impl LayerCache {
     /// A zeroed cache.
     pub(super) fn new(ty: KvType, shape: KvLayer, capacity: usize) -> LayerCache {
-        let n = capacity * shape.width();
         LayerCache {
-            keys: Cells::new(ty, n),
-            values: Cells::new(ty, n),
+            keys: Cells::new(ty, capacity * shape.key_width()),
+            values: Cells::new(ty, capacity * shape.value_width()),
             shape,
         }
     }

@@ -149,6 +149,8 @@ pub(super) fn gated_activation(
             Activation::ClampedSwiglu => {
                 each.for_each(|((dst, &x), up)| *dst = clamped(x) * (up.clamp(-7.0, 7.0) + 1.0))
             }
+            Activation::Identity => each.for_each(|((dst, &x), up)| *dst = x * up),
+            Activation::Sigmoid => each.for_each(|((dst, &x), up)| *dst = sigmoid(x) * up),
         }
     });
 }
@@ -161,20 +163,23 @@ pub(super) fn map(function: Function, width: usize, src: &[f32], dst: &mut [f32]
             Function::Scale(factor) => each.for_each(|(dst, x)| *dst = x * factor),
             Function::SoftCap(cap) => each.for_each(|(dst, &x)| *dst = soft_cap(x, cap)),
             Function::Sigmoid => each.for_each(|(dst, &x)| *dst = sigmoid(x)),
-            Function::Activation(Activation::Silu) => {
-                each.for_each(|(dst, &x)| *dst = x * sigmoid(x))
-            }
-            Function::Activation(Activation::GeluTanh) => {
-                each.for_each(|(dst, &x)| *dst = gelu_tanh(x))
-            }
-            Function::Activation(Activation::ReluSquared) => {
-                each.for_each(|(dst, &x)| *dst = relu_squared(x));
-            }
-            Function::Activation(Activation::ClampedSwiglu) => {
-                each.for_each(|(dst, &x)| *dst = clamped(x));
+            Function::Activation(activation) => {
+                each.for_each(|(dst, &x)| *dst = activate(activation, x));
             }
         }
     });
+}
+
+/// Of one element.
+pub(super) fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => x * sigmoid(x),
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::ReluSquared => relu_squared(x),
+        Activation::ClampedSwiglu => clamped(x),
+        Activation::Identity => x,
+        Activation::Sigmoid => sigmoid(x),
+    }
 }
 
 /// With `1 + tanh(u) = 2 * sigmoid(2 * u)`.

@@ -3,8 +3,9 @@
 use super::Shared;
 use super::attention::{Attention, attention};
 use super::cache::LayerCache;
-use super::{elementwise, experts, matmul};
+use super::{elementwise, experts, heads, matmul, recurrent};
 use crate::device::memory::{Charge, Purpose};
+use crate::device::recurrent::{delta_shape, scan_shape};
 use crate::device::reference::rounded;
 use crate::device::sentinel::{Sentinels, Watch, check_layer};
 use crate::device::stepwise::every_step;
@@ -12,7 +13,7 @@ use crate::device::{Executor, Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels;
 use crate::kv_cache::KvLayout;
-use crate::plan::{Batch, BufferId, Op, Plan};
+use crate::plan::{Batch, BufferId, Op, Plan, StateId};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub(super) struct CpuExecutor {
     /// For each rope table the angles of the batch, `[max_rows, n_dims]`.
     angles: Vec<Vec<f32>>,
     caches: Vec<LayerCache>,
+    states: Vec<Vec<f32>>,
     watch: Watch,
     _charges: [Charge; 2],
 }
@@ -47,9 +49,12 @@ impl CpuExecutor {
         let scratch_bytes = bytes(&buffers) + bytes(&angles);
         CpuExecutor {
             _charges: [
-                shared.ledger.charge(Purpose::Cache, kv.total_bytes()),
+                shared
+                    .ledger
+                    .charge(Purpose::Cache, kv.total_bytes() + plan.state_bytes()),
                 shared.ledger.charge(Purpose::Scratch, scratch_bytes),
             ],
+            states: plan.states.iter().map(|s| vec![0.0; s.len]).collect(),
             shared,
             plan,
             buffers,
@@ -73,11 +78,14 @@ impl CpuExecutor {
 
     fn step(&mut self, op: &Op, batch: &Batch<'_>) {
         if let Op::StoreKv { k, v, layer } = *op {
-            let at = batch.position * self.caches[layer].shape.width();
-            let n = self.buffer(k, batch).len();
-            let cache = &mut self.caches[layer];
-            cache.keys.store(at, &self.buffers[k.0][..n]);
-            cache.values.store(at, &self.buffers[v.0][..n]);
+            let n = batch.n_rows();
+            let (cache, position) = (&mut self.caches[layer], batch.position);
+            let [key_width, value_width] = [cache.shape.key_width(), cache.shape.value_width()];
+            let (k, v) = (&self.buffers[k.0], &self.buffers[v.0]);
+            cache.keys.store(position * key_width, &k[..n * key_width]);
+            cache
+                .values
+                .store(position * value_width, &v[..n * value_width]);
         }
         let Some(dst) = op.dst() else { return };
         let n_rows = self.plan.rows_of(dst, batch);
@@ -86,12 +94,27 @@ impl CpuExecutor {
         }
         let width = self.plan.buffer(dst).width;
         let mut out = mem::take(&mut self.buffers[dst.0]);
-        self.compute(op, batch, width, &mut out[..n_rows * width]);
+        let taken = op.state().map(|id| mem::take(&mut self.states[id.0]));
+        let mut state = taken.unwrap_or_default();
+        if batch.position == 0 {
+            state.fill(0.0);
+        }
+        self.compute(op, batch, width, &mut state, &mut out[..n_rows * width]);
+        if let Some(id) = op.state() {
+            self.states[id.0] = state;
+        }
         self.buffers[dst.0] = out;
     }
 
-    /// Computes the rows `out` of width `width`.
-    fn compute(&self, op: &Op, batch: &Batch<'_>, width: usize, out: &mut [f32]) {
+    /// Computes the rows `out` of width `width`, and what becomes of the op's state.
+    fn compute(
+        &self,
+        op: &Op,
+        batch: &Batch<'_>,
+        width: usize,
+        state: &mut [f32],
+        out: &mut [f32],
+    ) {
         let Shared { weights, simd, .. } = &*self.shared;
         let simd = *simd;
         let buffer = |id: BufferId| self.buffer(id, batch);
@@ -185,11 +208,22 @@ impl CpuExecutor {
                 let src = rounded(buffer(src), of_src.width, int8_rows);
                 matrices.multiply(simd, &src, buffer(chosen), out);
             }
+            Op::HeadMatMul {
+                src,
+                weight,
+                n_head,
+                ..
+            } => heads::multiply_heads(simd, weights, weight, n_head, buffer(src), out, width),
+            Op::WeighSlots {
+                src, weights: by, ..
+            } => kernels::experts::weigh_twin(width, buffer(src), buffer(by), out),
             Op::WeightedSum {
                 src, weights: by, ..
             } => {
-                let n_slots = self.plan.buffer(by).width;
-                experts::weighted_sum(n_slots, width, buffer(src), buffer(by), out);
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let ones = vec![1.0; n_slots * batch.n_rows()];
+                let by = by.map_or(&ones[..], buffer);
+                experts::weighted_sum(n_slots, width, buffer(src), by, out);
             }
             Op::Rope {
                 src,
@@ -209,6 +243,7 @@ impl CpuExecutor {
                 n_head,
                 scale,
                 window,
+                chunk,
                 soft_cap,
                 alibi,
                 sinks,
@@ -218,6 +253,7 @@ impl CpuExecutor {
                     n_head,
                     scale,
                     window,
+                    chunk,
                     soft_cap,
                     alibi,
                     sinks: sinks.map(|sinks| weights.vector(sinks)),
@@ -236,6 +272,69 @@ impl CpuExecutor {
             Op::Map { src, function, .. } => {
                 elementwise::map(function, width, buffer(src), out);
             }
+            Op::CausalConv {
+                src,
+                weight,
+                bias,
+                activation,
+                ..
+            } => {
+                let bias = bias.map(|bias| weights.vector(bias));
+                let weight = weights.vector(weight);
+                recurrent::causal_conv(weight, bias, activation, buffer(src), state, out);
+            }
+            Op::StateScan {
+                x, dt, b, c, a, d, ..
+            } => {
+                let columns = |id| weights.get(id).n_cols;
+                if let Some((shape, [at_x, at_b, at_c])) = scan_shape(&self.plan, columns, op) {
+                    let inputs = kernels::state_scan::Inputs {
+                        x: (buffer(x.buffer), at_x),
+                        dt: buffer(dt),
+                        b: (buffer(b.buffer), at_b),
+                        c: (buffer(c.buffer), at_c),
+                        a: weights.vector(a),
+                        d: weights.vector(d),
+                    };
+                    recurrent::state_scan(&shape, &inputs, state, out);
+                }
+            }
+            Op::DeltaRule {
+                qkv,
+                alpha,
+                beta,
+                a,
+                bias,
+                ..
+            } => {
+                if let Some(shape) = delta_shape(&self.plan, op) {
+                    let inputs = kernels::delta_rule::Inputs {
+                        qkv: buffer(qkv),
+                        alpha: buffer(alpha),
+                        beta: buffer(beta),
+                        a: weights.vector(a),
+                        bias: weights.vector(bias),
+                    };
+                    recurrent::delta_rule(&shape, &inputs, state, out);
+                }
+            }
+            Op::GroupNorm {
+                src,
+                weight,
+                group,
+                eps,
+                ..
+            } => {
+                let weight = weights.vector(weight);
+                recurrent::group_norm(buffer(src), group, weight, eps, out);
+            }
+            Op::TakeColumns {
+                src,
+                first,
+                length,
+                period,
+                ..
+            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);
@@ -251,7 +350,7 @@ impl CpuExecutor {
         let (values, width) = match (&step.op, step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
                 stored = self.cached_rows(*layer, batch);
-                (stored.as_slice(), self.caches[*layer].shape.width())
+                (stored.as_slice(), self.caches[*layer].shape.key_width())
             }
             (_, Some(dst)) => (self.buffer(dst, batch), self.plan.token_width(dst)),
             (_, None) => return Ok(()),
@@ -261,16 +360,17 @@ impl CpuExecutor {
             step,
             values,
             width,
+            state: step.op.state().map(|id| self.states[id.0].as_slice()),
         })
     }
 
     /// The cache rows of a batch: keys, then values.
     fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Vec<f32> {
         let cache = &self.caches[layer];
-        let width = cache.shape.width();
-        let cells = batch.position * width..(batch.position + batch.n_rows()) * width;
-        let mut rows = cache.keys.values(cells.clone());
-        rows.extend(cache.values.values(cells));
+        let cells =
+            |width: usize| batch.position * width..(batch.position + batch.n_rows()) * width;
+        let mut rows = cache.keys.values(cells(cache.shape.key_width()));
+        rows.extend(cache.values.values(cells(cache.shape.value_width())));
         rows
     }
 }
@@ -339,18 +439,21 @@ impl Stepwise for CpuExecutor {
         Ok(())
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let mut rows = self.cached_rows(layer, batch);
-        rows.truncate(rows.len() / 2);
-        Ok(rows)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        Ok(CpuExecutor::cached_rows(self, layer, batch))
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        self.states[id.0].copy_from_slice(values);
+        Ok(())
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
         let cache = &mut self.caches[layer];
-        let at = position * cache.shape.width();
-        let (keys, values) = rows.split_at(rows.len() / 2);
-        cache.keys.store(at, keys);
-        cache.values.store(at, values);
+        let shape = cache.shape;
+        let (keys, values) = shape.split(rows);
+        cache.keys.store(position * shape.key_width(), keys);
+        cache.values.store(position * shape.value_width(), values);
         Ok(())
     }
 }

@@ -9,7 +9,9 @@ mod cache;
 mod elementwise;
 mod executor;
 mod experts;
+mod heads;
 mod matmul;
+mod recurrent;
 mod simd;
 #[cfg(test)]
 mod tests;

@@ -299,43 +299,85 @@ impl GpuExecutor {
     fn written(&self, index: usize, step: &Step, batch: &Batch<'_>) -> Result<(Vec<f32>, usize)> {
         match (&step.op, step.op.dst()) {
             (Op::StoreKv { layer, .. }, _) => {
-                let [keys, values] = &self.buffers.caches[*layer];
-                let mut rows = self.cached_rows(*layer, keys, batch)?;
-                rows.extend(self.cached_rows(*layer, values, batch)?);
-                Ok((rows, self.kv.layers[*layer].width()))
+                let rows = self.keys_and_values(*layer, batch)?;
+                Ok((rows, self.kv.layers[*layer].key_width()))
             }
             (_, Some(dst)) => {
                 let own = self.lowered.own.get(&index);
                 let own = own.filter(|_| batch.n_rows() <= FEW_ROWS);
-                let buffer = own.unwrap_or(&self.buffers.activations[dst.0]);
-                self.activation(dst, buffer, batch)
+                let (buffer, offset) = match own {
+                    Some(own) => (&own.buffer, own.offset),
+                    None => (&self.buffers.activations[dst.0], 0),
+                };
+                self.activation(dst, buffer, offset, batch)
             }
             (_, None) => Ok((Vec::new(), 0)),
         }
+    }
+
+    /// The state that a step keeps, where it keeps one.
+    fn state(&self, op: &Op) -> Result<Option<Vec<f32>>> {
+        let state = op.state().map(|id| &self.buffers.states[id.0]);
+        let read = state.map(|state| self.shared.context.read_buffer(state, 0, state.size()));
+        Ok(read
+            .transpose()?
+            .map(|bytes| bytemuck::pod_collect_to_vec(&bytes)))
+    }
+
+    /// Copies of all states, or these put back.
+    fn copy_states(&self, from: &[Buffer], to: &[Buffer]) -> Result<()> {
+        let context = &self.shared.context;
+        context.scoped("copy of the states", || {
+            let mut encoder = context.encoder("copy of the states");
+            for (from, to) in from.iter().zip(to) {
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size());
+            }
+            context.queue.submit([encoder.finish()]);
+        })
+    }
+
+    /// Room for copies of all states.
+    fn room_for_states(&self) -> Result<Vec<Buffer>> {
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let copy = |(index, state): (usize, &Buffer)| {
+            let label = format!("copy of state {index}");
+            let context = &self.shared.context;
+            context.create_buffer(Purpose::Scratch, &label, state.size(), usage)
+        };
+        self.buffers.states.iter().enumerate().map(copy).collect()
     }
 
     fn activation(
         &self,
         id: BufferId,
         buffer: &wgpu::Buffer,
+        offset: u64,
         batch: &Batch<'_>,
     ) -> Result<(Vec<f32>, usize)> {
         let width = self.plan.buffer(id).width;
         let row_bytes = row_stride(width) * 4;
         let bytes = (self.plan.rows_of(id, batch) * row_bytes) as u64;
-        let padded = self.shared.context.read_buffer(buffer, 0, bytes)?;
+        let padded = self.shared.context.read_buffer(buffer, offset, bytes)?;
         let rows = padded.chunks_exact(row_bytes);
         let values = rows.flat_map(|row| bytemuck::pod_collect_to_vec(&row[..width * 4]));
         Ok((values.collect(), self.plan.token_width(id)))
     }
 
-    fn cached_rows(
+    /// The cache rows of a batch: keys, then values.
+    fn keys_and_values(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        let ([keys, values], shape) = (&self.buffers.caches[layer], self.kv.layers[layer]);
+        let mut rows = self.rows_of_cache(shape.key_width(), keys, batch)?;
+        rows.extend(self.rows_of_cache(shape.value_width(), values, batch)?);
+        Ok(rows)
+    }
+
+    fn rows_of_cache(
         &self,
-        layer: usize,
+        width: usize,
         cache: &wgpu::Buffer,
         batch: &Batch<'_>,
     ) -> Result<Vec<f32>> {
-        let row_bytes = (self.kv.layers[layer].width() * self.kv.ty.bytes()) as u64;
+        let row_bytes = (width * self.kv.ty.bytes()) as u64;
         let offset = batch.position as u64 * row_bytes;
         let bytes = batch.n_rows() as u64 * row_bytes;
         let bytes = self.shared.context.read_buffer(cache, offset, bytes)?;
@@ -398,10 +440,14 @@ impl Executor for GpuExecutor {
         let clock = timestamps::clock(context)?;
         let rows = Rows::of(batch);
         self.write_batch(batch)?;
+        // The batch runs twice.
+        let states = self.room_for_states()?;
+        self.copy_states(&self.buffers.states, &states)?;
         let mut total = Duration::ZERO;
         for steps in self.submissions(rows) {
             total += timestamps::time_all(context, &dispatches(steps, rows).collect::<Vec<_>>())?;
         }
+        self.copy_states(&states, &self.buffers.states)?;
         let mut times = Vec::new();
         for steps in self.submissions(rows) {
             let timed: Vec<_> = dispatches(steps, rows).collect();
@@ -432,7 +478,8 @@ impl Executor for GpuExecutor {
     }
 
     fn chain(&mut self) -> Option<&mut dyn TokenChain> {
-        Some(self)
+        // Tokens that run in vain would go into the states.
+        self.plan.states.is_empty().then_some(self)
     }
 }
 

@@ -153,13 +153,25 @@ impl Tampering {
     pub(crate) fn poisoned_cache(layer: usize) -> Tampering {
         Tampering::batch(move |executor, batch| {
             if batch.n_rows() == 1 && batch.position > 0 {
-                let row = executor.kv.layers[layer].width() * executor.kv.ty.bytes();
+                let row = executor.kv.layers[layer].key_width() * executor.kv.ty.bytes();
                 let keys = &executor.buffers.caches[layer][0];
                 executor
                     .shared
                     .context
                     .queue
                     .write_buffer(keys, 0, &vec![0x3C; row]);
+            }
+        })
+    }
+
+    /// Ones in a state, whenever a single token is about to run.
+    pub(crate) fn poisoned_state(state: usize) -> Tampering {
+        Tampering::batch(move |executor, batch| {
+            if batch.n_rows() == 1 && batch.position > 0 {
+                let state = &executor.buffers.states[state];
+                let ones = vec![1.0f32; state.size() as usize / 4];
+                let queue = &executor.shared.context.queue;
+                queue.write_buffer(state, 0, bytemuck::cast_slice(&ones));
             }
         })
     }

@@ -70,6 +70,9 @@ fn give(
     batch: &Batch<'_>,
     executor: &mut dyn Stepwise,
 ) -> Result<()> {
+    if let (Some(id), Some(state)) = (op.state(), reference.state(op)) {
+        executor.set_state(id, state)?;
+    }
     match (op, op.dst()) {
         (Op::StoreKv { layer, .. }, _) => {
             let rows = reference.cached_rows(*layer, batch);

@@ -201,6 +201,44 @@ fn verify_names_the_kernel_of_experts_or_sinks_that_is_wrong() {
     assert_found(of_experts());
 }
 
+pub(super) fn of_latents() -> Vec<Fault> {
+    let of = |what, kernel, [from, to]: [&'static str; 2], place| Fault {
+        damage: Damage::Latent(Tampering::wgsl(kernel, from, to)),
+        ..edited(what, F32, kernel, [from, to], place)
+    };
+    vec![
+        of(
+            "the matrix of the first head for all",
+            "head_matvec",
+            ["i32(head * p.n_out) -", "0 -"],
+            "blk.0.q_absorbed",
+        ),
+        of(
+            "scores without the latents",
+            "attention",
+            ["if ends {", "if false {"],
+            "blk.0.kqv_latent",
+        ),
+        of(
+            "latents that are cut at the width of keys",
+            "store_kv",
+            ["quad < n_quads.y", "quad < n_quads.x"],
+            "blk.0.kv_cache",
+        ),
+        of(
+            "experts of any group",
+            "choose_experts",
+            ["rank >= p.n_used", "rank >= p.n_group"],
+            "blk.1.ffn_moe_topk",
+        ),
+    ]
+}
+
+#[test]
+fn verify_names_the_kernel_of_latents_that_is_wrong() {
+    assert_found(of_latents());
+}
+
 pub(super) fn of_tails() -> Vec<Fault> {
     vec![
         Fault {
@@ -322,6 +360,13 @@ pub(super) fn of_attention() -> Vec<Fault> {
             ],
             "blk.0.Qcur",
         ),
+        edited(
+            "keys by the weights of the queries, in the kernel that makes both",
+            Int8,
+            "matvec_heads",
+            ["planes = p.second_planes;", "planes = p.matrix.planes;"],
+            "blk.0.attn_k",
+        ),
         Fault {
             tool: Tool::Verify(Checked::Rewind),
             place: "kv_cache",
@@ -330,8 +375,8 @@ pub(super) fn of_attention() -> Vec<Fault> {
                 F32,
                 "store_kv",
                 [
-                    "keys[cache_quad] = kv_encode(k[row_quad]);",
-                    "if all(keys[cache_quad] == KvWord()) { keys[cache_quad] = kv_encode(k[row_quad]); }",
+                    "keys[cache_quad.x] = kv_encode(k[row_quad.x]);",
+                    "if all(keys[cache_quad.x] == KvWord()) { keys[cache_quad.x] = kv_encode(k[row_quad.x]); }",
                 ],
                 "blk.0.kv_cache",
             )

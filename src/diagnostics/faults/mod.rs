@@ -4,6 +4,7 @@
 mod in_file;
 mod kernels;
 mod on_device;
+mod recurrent;
 mod table;
 
 use crate::device::wgpu::tampering::Tampering;
@@ -38,6 +39,10 @@ enum Damage {
     Experts(Activations, Tampering),
     /// To what runs on the GPU, of a model whose experts are chosen by scores and biases.
     BiasedExperts(Tampering),
+    /// To what runs on the GPU, of a model with latent attention.
+    Latent(Tampering),
+    /// To what runs on the GPU, of a model with states: its file.
+    Recurrent(&'static str, Tampering),
     /// To the file: its bytes.
     File(Vec<u8>),
 }
@@ -100,6 +105,16 @@ impl Damage {
             }
             Damage::BiasedExperts(tampering) => {
                 let gguf = Gguf::open(shared("arch/glm4moe.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::Latent(tampering) => {
+                let gguf = Gguf::open(shared("arch/deepseek2-v3.gguf")?).unwrap();
+                let builder = builder_of(gguf).activations(Activations::F32);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::Recurrent(file, tampering) => {
+                let gguf = Gguf::open(shared(&format!("arch/{file}.gguf"))?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
             }

@@ -1,6 +1,6 @@
 //! The table of docs/PROOF.md, made from the faults.
 
-use super::{Fault, Tool, in_file, kernels, on_device};
+use super::{Fault, Tool, in_file, kernels, on_device, recurrent};
 
 impl Tool {
     fn in_words(self) -> String {
@@ -20,6 +20,7 @@ fn all() -> Vec<Fault> {
         kernels::of_tails(),
         kernels::of_attention(),
         kernels::of_choices(),
+        recurrent::faults(),
     ]
     .into_iter()
     .flatten()

@@ -6,7 +6,7 @@ use super::{Trace, TraceOptions};
 use crate::device::Observation;
 use crate::error::{Error, Result};
 use crate::kernels::attention;
-use crate::kv_cache::KvLayout;
+use crate::kv_cache::{KvLayer, KvLayout};
 use crate::model::Weights;
 use crate::plan::{Batch, BufferId, Extent, Op, Outputs, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,11 +24,11 @@ pub(crate) struct Recorder<'a> {
     positions: BTreeSet<usize>,
     /// The tensors that are asked for, in the order of their steps.
     wanted: Vec<Wanted>,
-    /// Queries of the batch `[n_rows, n_head * head_dim]`, where attention weights are asked for.
+    /// Queries of the batch `[n_rows, n_head * query_dim]`, where attention weights are asked for.
     queries: BTreeMap<BufferId, Vec<f32>>,
-    /// Keys of every position so far, `[n_positions, n_head_kv * head_dim]`, of the layers whose
-    /// attention weights are asked for.
-    keys: BTreeMap<usize, Vec<f32>>,
+    /// Keys of every position so far, `[n_positions, key_width]`, of the layers whose attention weights are asked
+    /// for; and their values, where these end keys.
+    keys: BTreeMap<usize, [Vec<f32>; 2]>,
 }
 
 struct Wanted {
@@ -96,11 +96,14 @@ impl<'a> Recorder<'a> {
                 },
             ) => {
                 self.queries.insert(*q, Vec::new());
-                self.keys.insert(*layer, Vec::new());
+                self.keys.insert(*layer, Default::default());
                 vec![*n_head, self.runs.end]
             }
+            (Part::Values, Op::StoreKv { layer, .. }) => {
+                vec![self.kv.layers[*layer].value_width()]
+            }
             (_, Op::StoreKv { layer, .. }) => {
-                vec![self.kv.layers[*layer].width()]
+                vec![self.kv.layers[*layer].key_width()]
             }
             (_, op) => {
                 let width = |dst| self.plan.token_width(dst);
@@ -119,12 +122,12 @@ impl<'a> Recorder<'a> {
         });
     }
 
-    /// Before the first batch: `cached_keys` reads those of a layer at the positions of a batch that ran
-    /// before, `tokens` are all of the session.
+    /// Before the first batch: `cached_rows` reads keys and then values of a layer at the positions of a batch that
+    /// ran before, `tokens` are all of the session.
     pub(crate) fn start(
         &mut self,
         tokens: &[u32],
-        cached_keys: impl Fn(usize, &Batch<'_>) -> Result<Vec<f32>>,
+        cached_rows: impl Fn(usize, &Batch<'_>) -> Result<Vec<f32>>,
     ) -> Result<()> {
         let before = Batch {
             tokens: &tokens[..self.runs.start],
@@ -133,7 +136,7 @@ impl<'a> Recorder<'a> {
         };
         if before.n_rows() > 0 {
             for (layer, keys) in &mut self.keys {
-                *keys = cached_keys(*layer, &before)?;
+                *keys = kept(self.kv.layers[*layer], &cached_rows(*layer, &before)?);
             }
         }
         Ok(())
@@ -145,13 +148,15 @@ impl<'a> Recorder<'a> {
     /// [`Error::OutOfMemory`] where all values are kept.
     pub(crate) fn record(&mut self, batch: &Batch<'_>, seen: &Observation<'_>) -> Result<()> {
         let (keys, values) = match seen.step.op {
-            Op::StoreKv { .. } => seen.values.split_at(seen.values.len() / 2),
+            Op::StoreKv { layer, .. } => self.kv.layers[layer].split(seen.values),
             _ => (seen.values, seen.values),
         };
         if let Op::StoreKv { layer, .. } = seen.step.op
             && let Some(so_far) = self.keys.get_mut(&layer)
         {
-            so_far.extend_from_slice(keys);
+            let of_batch = kept(self.kv.layers[layer], seen.values);
+            let parts = so_far.iter_mut().zip(of_batch);
+            parts.for_each(|(so_far, rows)| so_far.extend(rows));
         }
         if let Some(queries) = seen
             .step
@@ -182,7 +187,7 @@ impl<'a> Recorder<'a> {
                         Op::Attention { sinks, .. } => sinks.map(|id| self.weights.vector(id)),
                         _ => None,
                     };
-                    let q_width = shape.n_head * shape.head_dim;
+                    let q_width = shape.n_head * shape.query_dim();
                     for (row, q) in q.chunks_exact(q_width).enumerate() {
                         let position = batch.position + row;
                         if self.positions.contains(&position) {
@@ -221,39 +226,31 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// What an attention of a batch attends to: its shape, queries and keys.
+/// Shape, queries, and keys and values as `Recorder` keeps them.
+type Attended<'a> = (attention::Shape, &'a [f32], [&'a [f32]; 2]);
+
+/// What an attention of a batch attends to.
 fn attends<'a>(
     kv: &KvLayout,
     queries: &'a BTreeMap<BufferId, Vec<f32>>,
-    keys: &'a BTreeMap<usize, Vec<f32>>,
+    keys: &'a BTreeMap<usize, [Vec<f32>; 2]>,
     batch: &Batch<'_>,
     op: &Op,
-) -> Option<(attention::Shape, &'a [f32], &'a [f32])> {
-    let Op::Attention {
-        q,
-        layer,
-        n_head,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        sinks,
-        ..
-    } = *op
-    else {
+) -> Option<Attended<'a>> {
+    let Op::Attention { q, layer, .. } = *op else {
         return None;
     };
-    let cache = kv.layers[layer];
-    let shape = attention::Shape {
-        n_head,
-        n_head_kv: cache.n_head_kv,
-        head_dim: cache.head_dim,
-        position: batch.position,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        has_sinks: sinks.is_some(),
+    let shape = attention::Shape::of(op, kv, batch.position)?;
+    let [keys, values] = keys.get(&layer)?;
+    Some((shape, queries.get(&q)?, [keys, values]))
+}
+
+/// What of the rows of a layer's cache, keys and then values, attention weights are made of.
+fn kept(layer: KvLayer, rows: &[f32]) -> [Vec<f32>; 2] {
+    let (keys, values) = layer.split(rows);
+    let values = match layer.values_end_keys {
+        true => values.to_vec(),
+        false => Vec::new(),
     };
-    Some((shape, queries.get(&q)?, keys.get(&layer)?))
+    [keys.to_vec(), values]
 }

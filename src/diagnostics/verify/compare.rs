@@ -12,13 +12,16 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         Op::Add { .. }
         | Op::SelectOutputs { .. }
         | Op::StoreKv { .. }
+        | Op::TakeColumns { .. }
         | Op::ChooseExperts { .. } => 0.0,
         // Decoding a block may fuse its multiplication and addition.
         Op::Embed { .. } => 2e-6,
         Op::RmsNorm { .. }
         | Op::LayerNorm { .. }
+        | Op::GroupNorm { .. }
         | Op::Rope { .. }
         | Op::ExpertWeights { .. }
+        | Op::WeighSlots { .. }
         | Op::WeightedSum { .. }
         | Op::GatedActivation { .. }
         | Op::Map { .. } => 2e-5,
@@ -26,7 +29,13 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         Op::MatMul { .. } | Op::ExpertMatMul { .. } if is_f16 => 3e-2,
         // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.
         Op::Attention { .. } if is_f16 => 6e-2,
-        Op::MatMul { .. } | Op::ExpertMatMul { .. } | Op::Attention { .. } => 1e-4,
+        Op::MatMul { .. }
+        | Op::ExpertMatMul { .. }
+        | Op::HeadMatMul { .. }
+        | Op::Attention { .. }
+        | Op::CausalConv { .. }
+        | Op::StateScan { .. }
+        | Op::DeltaRule { .. } => 1e-4,
     }
 }
 
@@ -40,7 +49,7 @@ pub(super) struct Outcome {
 /// Compares rows of `width` elements. An element may differ by `tolerance` of its row's root mean
 /// square, or of itself where it is larger.
 pub(super) fn compare(found: &[f32], expected: &[f32], width: usize, tolerance: f32) -> Outcome {
-    compare_above(found, expected, width, tolerance, 0.0)
+    compare_above(found, expected, width, tolerance, 0.0, |_| 0.0)
 }
 
 /// The error that a step may have besides its share of the row: what comes of numbers too small for a normal float,
@@ -52,13 +61,15 @@ pub(super) fn least_error(op: &Op) -> f32 {
     }
 }
 
-/// As [`compare`]; an element may also differ by `least`.
+/// As [`compare`]; an element may also differ by `least_error`, and a row's root mean square counts as no less than
+/// `least_size`, by its index.
 pub(super) fn compare_above(
     found: &[f32],
     expected: &[f32],
     width: usize,
     tolerance: f32,
-    least: f32,
+    least_error: f32,
+    least_size: impl Fn(usize) -> f32,
 ) -> Outcome {
     let wrong = |index: usize, finding| Outcome {
         wrong: Some((index / width, index % width, finding)),
@@ -82,9 +93,9 @@ pub(super) fn compare_above(
     let mut share = 0.0f32;
     let rows = found.chunks(width).zip(expected.chunks(width));
     for (row, (found, expected)) in rows.enumerate() {
-        let rms = rms(expected);
+        let rms = rms(expected).max(least_size(row));
         for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-            let bound = (tolerance * rms.max(expected.abs())).max(least);
+            let bound = (tolerance * rms.max(expected.abs())).max(least_error);
             let error = (found - expected).abs();
             if !(error <= bound && bound.is_finite()) {
                 let finding = Finding::Differs {
@@ -118,6 +129,19 @@ mod tests {
     }
 
     #[test]
+    fn row_that_may_cancel_is_compared_by_the_least_size() {
+        let differs = |least: f32| {
+            let of_row = |row| match row {
+                0 => 0.0,
+                _ => least,
+            };
+            let outcome = compare_above(&[1.0, 1e-6], &[1.0, 2e-6], 1, 1e-3, 0.0, of_row);
+            outcome.wrong.map(|(row, ..)| row)
+        };
+        assert_eq!([0.0, 1e-4, 2e-3].map(differs), [Some(1), Some(1), None]);
+    }
+
+    #[test]
     fn comparison_says_no_to_what_is_wrong_and_where() {
         let wrong = compare(&[1.0, 2.0, 3.0, 4.1], &[1.0, 2.0, 3.0, 4.0], 2, 1e-3).wrong;
         assert!(
@@ -148,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_is_too_small_for_a_device_may_differ_and_no_more() {
-        let outcome = |found| compare_above(&[found, 0.0], &[2e-35, 0.0], 2, 2e-5, 1e-33);
+        let outcome = |found| compare_above(&[found, 0.0], &[2e-35, 0.0], 2, 2e-5, 1e-33, |_| 0.0);
         assert!(outcome(0.0).wrong.is_none());
         assert!(outcome(2e-33).wrong.is_some());
         let none = compare(&[0.0, 0.0], &[2e-35, 0.0], 2, 2e-5);

@@ -1,10 +1,12 @@
 //! Compares each step of a device with the reference, on the inputs that the device had.
 
-use super::compare::{compare_above, least_error, tolerance};
+use super::compare::{compare, compare_above, least_error, tolerance};
 use super::divergence::{Divergence, Finding, Phase};
 use super::ties::Scored;
 use crate::device::reference::ReferenceExecutor;
 use crate::device::{Observation, Rounding};
+use crate::kernels::attention::Shape;
+use crate::kernels::attention_coop;
 use crate::kv_cache::KvLayout;
 use crate::model::Weights;
 use crate::plan::{Batch, Extent, Op, Plan};
@@ -88,24 +90,50 @@ impl Judge {
             (_, None) => Vec::new(),
         };
         let is_zero = |values: &[f32]| values.iter().all(|&value| value == 0.0);
-        // Nothing that a model makes of a prompt is all zero, whatever the reference says.
-        let may_be_zero = matches!(phase, Phase::Probe { .. }) && is_zero(&expected);
+        // Nothing that a model makes of a prompt is all zero, whatever the reference says, but the one expert of a
+        // token.
+        let is_one_id = match *op {
+            Op::ChooseExperts { dst, .. } => plan.buffer(dst).width == 1,
+            _ => false,
+        };
+        let may_be_zero = (is_one_id || matches!(phase, Phase::Probe { .. })) && is_zero(&expected);
         if !seen.values.is_empty() && is_zero(seen.values) && !may_be_zero {
             return Some(self.divergence(seen.index, batch, phase, (0, 0), Finding::AllZero));
         }
+        let width = match op {
+            // Its keys and its values may differ in width.
+            Op::StoreKv { .. } => 1,
+            _ => seen.width.max(1),
+        };
+        let sizes = self.sizes_of_single(op);
         let outcome = compare_above(
             seen.values,
             &expected,
-            seen.width.max(1),
+            width,
             self.tolerance(op, batch),
             least_error(op),
+            |row| sizes.get(row).copied().unwrap_or(0.0),
         );
         if let Some((row, column, finding)) = outcome.wrong
             && !self.is_tie(op, seen.values)
         {
+            let (row, column) = match *op {
+                Op::StoreKv { layer, .. } => {
+                    self.verified.kv.layers[layer].place(row, batch.n_rows())
+                }
+                _ => (row, column),
+            };
             return Some(self.divergence(seen.index, batch, phase, (row, column), finding));
         }
         self.agreed.add(seen, phase, outcome.share);
+        if let (Some(found), Some(expected)) = (seen.state, self.reference.state(op)) {
+            let n = expected.len().max(1);
+            let outcome = compare(found, expected, n, self.tolerance(op, batch));
+            if let Some((_, column, finding)) = outcome.wrong {
+                let last = batch.n_rows().saturating_sub(1);
+                return Some(self.divergence(seen.index, batch, phase, (last, column), finding));
+            }
+        }
         self.reference.follow(batch, seen);
         None
     }
@@ -135,6 +163,25 @@ impl Judge {
         rounds && scored.explains(self.reference.buffer(logits), found)
     }
 
+    /// The sizes of rows of one product each, which may cancel: what a row of many such products would have as its root mean
+    /// square, by row. Nothing for other steps.
+    fn sizes_of_single(&self, op: &Op) -> Vec<f32> {
+        let Verified { weights, .. } = &self.verified;
+        match *op {
+            Op::MatMul { src, weight, .. } if weights.get(weight).n_rows == 1 => {
+                let weight = weights.vector(weight);
+                let rows = self.reference.buffer(src).chunks_exact(weight.len());
+                let size = |row: &[f32]| {
+                    let products = row.iter().zip(&weight);
+                    let squares = products.map(|(&x, &w)| (f64::from(x) * f64::from(w)).powi(2));
+                    squares.sum::<f64>().sqrt() as f32
+                };
+                rows.map(size).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn tolerance(&self, op: &Op, batch: &Batch<'_>) -> f32 {
         let Verified {
             weights,
@@ -149,11 +196,11 @@ impl Judge {
             Op::ExpertMatMul { weight, .. } => {
                 rounding.is_f16(weights.get(weight).ty, batch.n_rows())
             }
-            Op::Attention {
-                soft_cap: None,
-                alibi: false,
-                ..
-            } => rounding.is_f16_attention(batch.n_rows()),
+            Op::Attention { .. } => {
+                let shape = Shape::of(op, &self.verified.kv, batch.position);
+                let fits = shape.is_some_and(|shape| attention_coop::fits(&shape));
+                fits && rounding.is_f16_attention(batch.n_rows())
+            }
             _ => false,
         };
         tolerance(op, is_f16)

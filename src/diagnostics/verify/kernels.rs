@@ -174,7 +174,20 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             plan.buffer(chosen).width,
             bias.is_some()
         ),
-        Op::WeightedSum { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::HeadMatMul {
+            src,
+            weight,
+            n_head,
+            ..
+        } => {
+            let width = plan.buffer(src).width;
+            format!("{} {n_head} {width}", of_weight(weight))
+        }
+        Op::WeighSlots { weights, .. } => format!("{}", plan.buffer(weights).width),
+        Op::WeightedSum { src, weights, .. } => {
+            let n_slots = plan.buffer(src).extent.n_slots();
+            format!("{n_slots} {}", weights.is_some())
+        }
         Op::Rope {
             table, head_dim, ..
         } => format!("{} {head_dim}", table.0),
@@ -184,17 +197,53 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             n_head,
             scale,
             window,
+            chunk,
             soft_cap,
             alibi,
             sinks,
             ..
         } => format!(
-            "{:?} {n_head} {scale} {window:?} {soft_cap:?} {alibi} {}",
+            "{:?} {n_head} {scale} {window:?} {chunk:?} {soft_cap:?} {alibi} {}",
             kv.layers[layer],
             sinks.is_some()
         ),
         Op::GatedActivation { activation, .. } => format!("{activation:?}"),
         Op::Map { function, .. } => format!("{function:?}"),
+        Op::CausalConv {
+            bias,
+            n_taps,
+            activation,
+            ..
+        } => format!("{n_taps} {activation:?} {}", bias.is_some()),
+        Op::StateScan {
+            dt,
+            a,
+            n_group,
+            dst,
+            ..
+        } => {
+            let [n_head, width] = [dt, dst].map(|id| plan.buffer(id).width);
+            format!("{width} in {n_head} {n_group} {}", of_weight(a))
+        }
+        Op::DeltaRule {
+            alpha,
+            n_head_k,
+            is_tiled,
+            eps,
+            ..
+        } => {
+            let n_head = plan.buffer(alpha).width;
+            format!("{n_head} of {n_head_k} {is_tiled} {eps}")
+        }
+        Op::GroupNorm {
+            weight, group, eps, ..
+        } => format!("{} {group} {eps}", of_weight(weight)),
+        Op::TakeColumns {
+            first,
+            length,
+            period,
+            ..
+        } => format!("{first} {length} {period}"),
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };
     let steps = plan.steps[part.clone()].iter();
@@ -225,16 +274,17 @@ impl Prober<'_> {
                 .map(|step| &step.op)
         };
         let minds_positions = ops().any(|op| {
-            matches!(
-                op,
-                Op::Rope { .. }
-                    | Op::StoreKv { .. }
-                    | Op::Attention { .. }
-                    | Op::Embed {
-                        index: EmbedIndex::Position,
-                        ..
-                    }
-            )
+            op.state().is_some()
+                || matches!(
+                    op,
+                    Op::Rope { .. }
+                        | Op::StoreKv { .. }
+                        | Op::Attention { .. }
+                        | Op::Embed {
+                            index: EmbedIndex::Position,
+                            ..
+                        }
+                )
         });
         let positions = match (minds_positions, depth, batch.n_rows()) {
             (false, ..) => &POSITIONS[..1],
@@ -319,6 +369,11 @@ impl Prober<'_> {
             if let Op::Attention { layer, .. } = step.op {
                 self.give_cache(executor, batch, layer, input)?;
             }
+            if let Some(id) = step.op.state() {
+                let state = values(&mut self.random, input, plan.states[id.0].len);
+                executor.set_state(id, &state)?;
+                self.judge.reference.replace_state(id, &state);
+            }
             written.extend(step.op.dst());
         }
         Ok(())
@@ -333,13 +388,21 @@ impl Prober<'_> {
         input: Input,
     ) -> Result<()> {
         let kv = &self.verified.kv;
-        let n = (batch.position + batch.n_rows()) * kv.layers[layer].width();
+        let (n_rows, shape) = (batch.position + batch.n_rows(), kv.layers[layer]);
         let of_keys = match input {
             Input::Huge => Input::Random,
             input => input,
         };
-        let mut rows = values(&mut self.random, of_keys, n);
-        rows.extend(values(&mut self.random, input, n));
+        let of_values = match shape.values_end_keys {
+            true => of_keys,
+            false => input,
+        };
+        let mut rows = values(&mut self.random, of_keys, n_rows * shape.key_width());
+        rows.extend(values(
+            &mut self.random,
+            of_values,
+            n_rows * shape.value_width(),
+        ));
         if input == Input::Tiny {
             // GPUs may take 16-bit floats below 2^-14 as zero.
             let normal = |value: f32| value.signum() * (1e-3 + value.abs());

@@ -5,6 +5,8 @@
 const SILU: u32 = 0u;
 const RELU_SQUARED: u32 = 2u;
 const CLAMPED_SWIGLU: u32 = 3u;
+const IDENTITY: u32 = 4u;
+const SIGMOID_GATE: u32 = 5u;
 
 fn is_nan(x: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(x) & vec4(0x7fffffffu)) > vec4(0x7f800000u);
@@ -33,6 +35,12 @@ fn activate(activation: u32, x: vec4<f32>) -> vec4<f32> {
     if activation == CLAMPED_SWIGLU {
         let bounded = min(x, vec4(7.0));
         return select(bounded * sigmoid(1.702 * bounded), x, is_nan(x));
+    }
+    if activation == IDENTITY {
+        return x;
+    }
+    if activation == SIGMOID_GATE {
+        return select(sigmoid(x), x, is_nan(x)); // max makes a number of it
     }
     return gelu_tanh(x);
 }

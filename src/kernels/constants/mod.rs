@@ -17,7 +17,7 @@ impl fmt::Display for Constants {
 }
 
 impl Constants {
-    const MOST: usize = 24;
+    const MOST: usize = 36;
 
     /// Of the parameters' bytes; `None` where they are too many.
     pub(crate) fn new(params: &[u8]) -> Option<Constants> {

@@ -134,6 +134,20 @@ pub(crate) fn matmul_twin(
     }
 }
 
+/// `dst[row, s] = weights[row, s] * src[row]`, with rows of `width` elements.
+pub(crate) fn weigh_twin(width: usize, src: &[f32], weights: &[f32], dst: &mut [f32]) {
+    let n_slots = (weights.len() * width)
+        .checked_div(src.len())
+        .unwrap_or(0)
+        .max(1);
+    for (slot, (dst, weight)) in dst.chunks_exact_mut(width).zip(weights).enumerate() {
+        let src = &src[slot / n_slots * width..][..width];
+        dst.iter_mut()
+            .zip(src)
+            .for_each(|(dst, x)| *dst = weight * x);
+    }
+}
+
 /// `dst[row] = sum_s weights[row, s] * src[row, s]`, with `n_slots` rows of `width` elements a row.
 pub(crate) fn sum_twin(
     n_slots: usize,

@@ -36,6 +36,16 @@ pub(crate) struct Matrix {
     pub(crate) planes: [u32; 4],
 }
 
+impl Matrix {
+    /// The same with so many words in front of it in its binding.
+    pub(crate) fn behind(self, words: u32) -> Matrix {
+        Matrix {
+            planes: self.planes.map(|plane| plane + words),
+            ..self
+        }
+    }
+}
+
 /// The WGSL that decodes a weight type.
 pub(crate) fn decoder(ty: WeightType) -> &'static str {
     match ty {

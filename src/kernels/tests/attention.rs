@@ -7,7 +7,7 @@ use super::{
 };
 use crate::kernels::attention::{self, Shape};
 use crate::kernels::{BatchParams, Kernel, Variant};
-use crate::kv_cache::KvType;
+use crate::kv_cache::{KvType, chunk_start, first_visible};
 use half::f16;
 
 /// Of the largest value in the cache, where scores are below 30 or so.
@@ -44,26 +44,24 @@ impl Case {
             values,
         } = self;
         let mut random = Random::new(*seed);
-        let width = shape.n_head * shape.head_dim;
-        let kv_width = shape.n_head_kv * shape.head_dim;
+        let widths = [shape.head_dim, shape.value_dim].map(|dim| shape.n_head_kv * dim);
         let end = shape.position + n_rows;
-        let first = shape
-            .window
-            .map_or(0, |window| (shape.position + 1).saturating_sub(window));
-        let q: Vec<f32> = (0..n_rows * width)
+        let first = first_visible(shape.position, shape.window)
+            .max(chunk_start(shape.position, shape.chunk));
+        let q: Vec<f32> = (0..n_rows * shape.n_head * shape.query_dim())
             .map(|_| random.signed() * scores)
             .collect();
-        let keys: Vec<f32> = (0..(end + 3) * kv_width)
+        let keys: Vec<f32> = (0..(end + 3) * widths[0])
             .map(|_| random.signed() * scores)
             .collect();
-        let values = values.fill(&mut random, keys.len());
-        let caches = [keys, values].map(|mut cache| {
-            cache[..first * kv_width].fill(f32::NAN);
-            cache[end * kv_width..].fill(f32::NAN);
+        let values = values.fill(&mut random, (end + 3) * widths[1]);
+        let caches = [(keys, widths[0]), (values, widths[1])].map(|(mut cache, width)| {
+            cache[..first * width].fill(f32::NAN);
+            cache[end * width..].fill(f32::NAN);
             encode_cache(kv, &cache)
         });
         let decoded = [0, 1].map(|i| decode_cache(kv, &caches[i]));
-        let mut want = vec![0.0; q.len()];
+        let mut want = vec![0.0; n_rows * shape.n_head * shape.value_dim];
         let sinks = shape.has_sinks.then(|| sinks(shape.n_head));
         attention::twin(
             shape,
@@ -139,7 +137,7 @@ fn run_with(
     let Some(context) = gpu() else {
         return Vec::new();
     };
-    let width = shape.n_head * shape.head_dim;
+    let width = shape.n_head * shape.value_dim;
     let params = attention::Params::new(shape);
     let batch = BatchParams {
         n_rows: n_rows as u32,
@@ -155,7 +153,7 @@ fn run_with(
         bytemuck::bytes_of(&params),
         attention::grid(&params, n_rows),
         &[
-            &padded(q, width),
+            &padded(q, shape.n_head * shape.query_dim()),
             keys,
             values,
             &padded(&sinks(shape.n_head), shape.n_head),
@@ -171,9 +169,12 @@ pub(super) fn shape(n_head: usize, n_head_kv: usize, head_dim: usize, position: 
         n_head,
         n_head_kv,
         head_dim,
+        value_dim: head_dim,
+        values_end_keys: false,
         position,
         scale,
         window: None,
+        chunk: None,
         soft_cap: None,
         alibi: false,
         has_sinks: false,
@@ -336,6 +337,134 @@ fn attention_over_8192_keys_matches_its_twin() {
     });
 }
 
+#[test]
+fn attention_sees_its_chunk_alone() {
+    for chunk in [1, 7, 64, 100, 4096] {
+        for (n_rows, position) in [(1, 0), (5, 61), (3, 198), (2, 300)] {
+            let shape = Shape {
+                chunk: Some(chunk),
+                window: chunk.is_multiple_of(2).then_some(70),
+                ..shape(4, 2, 32, position)
+            };
+            check(&Case {
+                seed: 17,
+                shape,
+                n_rows,
+                scores: 1.0,
+                values: Values::Random,
+            });
+        }
+    }
+}
+
+/// Keys of `head_dim` elements before their values, or beside them.
+fn of_values(seed: u64, [head_dim, value_dim]: [usize; 2], position: usize) -> Case {
+    Case {
+        seed,
+        shape: Shape {
+            value_dim,
+            values_end_keys: seed.is_multiple_of(2),
+            has_sinks: seed.is_multiple_of(3),
+            ..shape(5, 1 + 4 * (seed as usize % 2), head_dim, position)
+        },
+        n_rows: 3,
+        scores: 1.0,
+        values: Values::Random,
+    }
+}
+
+#[test]
+fn attention_matches_its_twin_where_keys_and_values_differ() {
+    let dims = [[8, 20], [4, 4], [64, 512], [192, 128], [512, 512], [24, 12]];
+    for (seed, dims) in (91..).zip(dims) {
+        for position in [0, 62, 130] {
+            check(&of_values(seed, dims, position));
+            check(&of_values(seed + 1, dims, position));
+        }
+    }
+}
+
+#[test]
+fn mistakes_with_values_and_chunks_are_seen() {
+    let Some(_) = gpu() else { return };
+    let chunked = Case {
+        shape: Shape {
+            chunk: Some(50),
+            ..shape(4, 2, 32, 120)
+        },
+        ..of_values(93, [32, 32], 120)
+    };
+    let latent = of_values(94, [8, 20], 130);
+    let apart = of_values(95, [24, 12], 130);
+    for (case, from, to) in [
+        (&latent, "if ends {", "if false {"),
+        (&latent, "query[key_quads + i]", "query[i]"),
+        (&latent, "select(0u, n_quads, ends)", "0u"),
+        (
+            &latent,
+            "values[at * n_quads + i]",
+            "values[at * key_quads + i]",
+        ),
+        (&apart, "if ends {", "if true {"),
+        (
+            &apart,
+            "let n_quads = p.value_dim / 4u;",
+            "let n_quads = p.value_dim / 8u;",
+        ),
+        (&apart, "row * (p.dst_stride / 4u) + head", "head"),
+        (&chunked, "if p.chunk != 0u {", "if false {"),
+        (&chunked, "(end - 1u) / p.chunk", "end / p.chunk + 1u"),
+    ] {
+        let variant = variants(&attention::KERNEL, false)[0];
+        let inputs = case.inputs(variant.kv);
+        let [keys, values] = &inputs.caches;
+        let kernel = altered(&attention::KERNEL, &variant, from, to);
+        let (n_rows, shape) = (case.n_rows, &case.shape);
+        let got = run_with(&kernel, n_rows, shape, &variant, &inputs.q, keys, values);
+        let difference = first_difference(&got, &inputs.want, |_| case.bound());
+        assert!(difference.is_some(), "`{from}` as `{to}`");
+    }
+}
+
+#[test]
+fn twin_of_values_that_end_keys_is_the_definition() {
+    let shape = Shape {
+        head_dim: 1,
+        value_dim: 2,
+        values_end_keys: true,
+        scale: 1.0,
+        ..shape(1, 1, 1, 1)
+    };
+    let (keys, values) = ([5.0, 1.0], [1.0, 2.0, 3.0, 4.0]);
+    // The keys are [5, 1, 2] and [1, 3, 4]: their scores are equal, then ln 3 apart.
+    for (q, weight) in [([0.0; 3], 0.5), ([3f32.ln() / -4.0, 0.0, 0.0], 0.75)] {
+        let mut dst = [f32::NAN; 2];
+        attention::twin(&shape, None, &q, &keys, &values, &mut dst);
+        let want = [
+            1.0 - weight + 3.0 * weight,
+            2.0 * (1.0 - weight) + 4.0 * weight,
+        ];
+        let mut weights = [f32::NAN; 2];
+        attention::weights(&shape, None, 0, &q, [&keys, &values], &mut weights);
+        let errors = dst.iter().zip(want).map(|(dst, want)| (dst - want).abs());
+        assert!(
+            errors.fold(0.0, f32::max) < 1e-6,
+            "{dst:?}, expected {want:?}"
+        );
+        assert!(
+            (weights[1] - weight).abs() < 1e-6,
+            "{weights:?}, expected {weight}"
+        );
+    }
+    let mut dst = [f32::NAN; 2];
+    attention::twin(&shape, None, &[0.0, 9.0, -1.0], &keys, &values, &mut dst);
+    // The scores are 9 * 1 - 2 and 9 * 3 - 4.
+    assert!(
+        (dst[0] - 3.0).abs() < 1e-5 && (dst[1] - 4.0).abs() < 1e-5,
+        "{dst:?}"
+    );
+}
+
 fn with_sinks(seed: u64, position: usize) -> Case {
     Case {
         seed,
@@ -405,7 +534,7 @@ fn twin_of_sinks_is_the_definition() {
     }
     let share = |sinks: Option<&[f32]>| {
         let mut weights = [f32::NAN; 2];
-        attention::weights(&shape, sinks, 0, &zero, &zero, &mut weights);
+        attention::weights(&shape, sinks, 0, &zero, [&zero, &[]], &mut weights);
         weights
     };
     let [of_key, of_none] = share(Some(&[3f32.ln()]));

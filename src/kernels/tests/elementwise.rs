@@ -114,6 +114,8 @@ fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
         Activation::Silu,
         Activation::GeluTanh,
         Activation::ClampedSwiglu,
+        Activation::Identity,
+        Activation::Sigmoid,
     ];
     for (variant, activation, has_f16) in variants.into_iter().flat_map(|variant| {
         let both = |has_f16| activations.map(|activation| (variant, activation, has_f16));
@@ -142,8 +144,13 @@ fn check_gated_activation(seed: u64, width: usize, gate: &[f32], up: &[f32]) {
             ],
         );
         let more = f64::from(u8::from(activation == Activation::ClampedSwiglu));
-        let bound =
-            |i: usize| GATED_BOUND * f64::from(gate[i]).abs() * (f64::from(up[i]).abs() + more);
+        let bound = |i: usize| {
+            let gate = match activation {
+                Activation::Sigmoid => 1.0,
+                _ => f64::from(gate[i]).abs(),
+            };
+            GATED_BOUND * gate * (f64::from(up[i]).abs() + more)
+        };
         let shape = (n_rows, width, activation);
         let got = unpadded(&buffers[2], width);
         assert_close("gated_activation", seed, &shape, &got, &want, bound);
@@ -366,12 +373,19 @@ fn half(bits: u16) -> f32 {
 
 /// Stores `k` and its reverse as `v`, and checks the caches around them too.
 fn check_store_kv(seed: u64, width: usize, position: usize, k: &[f32]) {
-    let Some(context) = gpu() else { return };
-    let n_rows = k.len() / width;
     let v: Vec<f32> = k.iter().rev().copied().collect();
-    let params = store_kv::Params::new(width);
+    check_store(seed, [width; 2], position, [k, &v]);
+}
+
+fn check_store(seed: u64, widths: [usize; 2], position: usize, rows: [&[f32]; 2]) {
+    let Some(context) = gpu() else { return };
+    let n_rows = rows[0].len() / widths[0];
+    let params = store_kv::Params::new(widths);
     for variant in variants(&store_kv::KERNEL, context.subgroups()) {
-        let fresh = unwritten_words((position + n_rows + 2) * width * variant.kv.bytes() / 4);
+        let n_positions = position + n_rows + 2;
+        let fresh =
+            widths.map(|width| unwritten_words(n_positions * width * variant.kv.bytes() / 4));
+        let [k, v] = [0, 1].map(|part| padded(rows[part], widths[part]));
         let buffers = run_kernel(
             context,
             &store_kv::KERNEL,
@@ -379,15 +393,16 @@ fn check_store_kv(seed: u64, width: usize, position: usize, k: &[f32]) {
             batch(n_rows, position, 0),
             bytemuck::bytes_of(&params),
             store_kv::grid(&params, n_rows),
-            &[&padded(k, width), &padded(&v, width), &fresh, &fresh],
+            &[&k, &v, &fresh[0], &fresh[1]],
         );
-        let row_bytes = width * variant.kv.bytes();
-        let rows = position * row_bytes..(position + n_rows) * row_bytes;
-        for (src, cache) in [k, &v].into_iter().zip(&buffers[2..]) {
+        for part in 0..2 {
+            let (src, cache, fresh) = (rows[part], &buffers[2 + part], &fresh[part]);
+            let row_bytes = widths[part] * variant.kv.bytes();
+            let rows = position * row_bytes..(position + n_rows) * row_bytes;
             let mut want = vec![0.0; src.len()];
             store_kv::twin(variant.kv, src, &mut want);
             let got = decode_cache(variant.kv, &cache[rows.clone()]);
-            let shape = (n_rows, width, position, variant.kv);
+            let shape = (n_rows, widths, position, variant.kv);
             assert_close("store_kv", seed, &shape, &got, &want, |_| 0.0);
             assert_eq!(cache[..rows.start], fresh[..rows.start], "{shape:?}");
             assert_eq!(cache[rows.end..], fresh[rows.end..], "{shape:?}");
@@ -408,6 +423,14 @@ fn store_kv_matches_its_twin_and_touches_no_other_row() {
             let k = values.fill(&mut Random::new(seed), n_rows * width);
             check_store_kv(seed, width, position, &k);
         }
+    }
+}
+
+#[test]
+fn store_kv_takes_keys_and_values_of_different_widths() {
+    for (seed, widths) in (11..).zip([[8, 20], [64, 512], [512, 64], [4, 1028]]) {
+        let [k, v] = widths.map(|width| Values::Random.fill(&mut Random::new(seed), 3 * width));
+        check_store(seed, widths, 5, [&k, &v]);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kernels::experts::{self, ExpertMatrix};
 use crate::kernels::repack::Shard;
 use crate::kernels::{
     BatchParams, Constants, Kernel, Src, Variant, choose_experts, expert_matvec, expert_weights,
-    matvec, quantize, row_stride, weighted_sum,
+    matvec, quantize, row_stride, weigh_slots, weighted_sum,
 };
 use crate::plan::{ExpertGroups, Gating};
 
@@ -549,6 +549,92 @@ fn check_sum(context: &Context, kernel: &Kernel, [n_rows, n_slots, width]: [usiz
     let got = unpadded(buffers.last().unwrap(), width);
     let eps = f64::from(f32::EPSILON) * (n_slots + 1) as f64;
     judge(&got, &want, |i| eps * f64::from(size[i])).is_ok()
+}
+
+/// Whether rows that are weighed for `n_slots` slots are those of the twin.
+fn check_slots(context: &Context, kernel: &Kernel, [n_rows, n_slots, width]: [usize; 3]) -> bool {
+    let mut random = Random::new(width as u64);
+    let src = Values::Random.fill(&mut random, n_rows * width);
+    let weights = Values::Random.fill(&mut random, n_rows * n_slots);
+    let mut want = vec![0.0; n_rows * n_slots * width];
+    experts::weigh_twin(width, &src, &weights, &mut want);
+    let params = weigh_slots::Params::new(width, n_slots);
+    let buffers = run_kernel(
+        context,
+        kernel,
+        &Variant::PLAIN,
+        batch(n_rows),
+        bytemuck::bytes_of(&params),
+        weigh_slots::grid(&params, n_rows * n_slots),
+        &[
+            &padded(&src, width),
+            &padded(&weights, n_slots),
+            &unwritten(n_rows * n_slots, width),
+        ],
+    );
+    let got = unpadded(buffers.last().unwrap(), width);
+    judge(&got, &want, |_| 0.0).is_ok()
+}
+
+#[test]
+fn weighed_slots_match_their_twin_and_mistakes_are_seen() {
+    let Some(context) = gpu() else { return };
+    for shape in [
+        [1, 1, 1],
+        [3, 2, 31],
+        [2, 8, 127],
+        [4, 64, 129],
+        [2, 4, 2880],
+    ] {
+        let is_right = check_slots(context, &weigh_slots::KERNEL, shape);
+        assert!(is_right, "{shape:?}");
+    }
+    for (from, to) in [
+        ("row * p.weights_stride + slot", "slot"),
+        ("src[row * stride + quad]", "src[quad]"),
+        ("workgroup.z / p.n_slots", "workgroup.z % p.n_slots"),
+    ] {
+        let kernel = altered(&weigh_slots::KERNEL, &Variant::PLAIN, from, to);
+        let is_seen = !check_slots(context, &kernel, [3, 2, 31]);
+        assert!(is_seen, "`{from}` as `{to}`");
+    }
+}
+
+#[test]
+fn twin_of_weighed_slots_is_the_definition() {
+    let mut dst = [f32::NAN; 8];
+    let (src, weights) = ([1.0, 2.0, 3.0, 4.0], [10.0, 0.5, 2.0, -1.0]);
+    experts::weigh_twin(2, &src, &weights, &mut dst);
+    assert_eq!(dst, [10.0, 20.0, 0.5, 1.0, 6.0, 8.0, -3.0, -4.0]);
+}
+
+#[test]
+fn sum_without_weights_counts_all_alike() {
+    let Some(context) = gpu() else { return };
+    let (n_rows, n_slots, width) = (3, 4, 31);
+    let src = Values::Random.fill(&mut Random::new(5), n_rows * n_slots * width);
+    let mut want = vec![0.0; n_rows * width];
+    experts::sum_twin(n_slots, width, &src, &[1.0; 12], &mut want);
+    let params = weighted_sum::Params::new(width, n_slots).unweighted();
+    let condition = "p.weights_stride == 0u";
+    for (to, is_right) in [(condition, true), ("p.weights_stride == 1u", false)] {
+        let kernel = altered(&weighted_sum::KERNEL, &Variant::PLAIN, condition, to);
+        let buffers = run_kernel(
+            context,
+            &kernel,
+            &Variant::PLAIN,
+            batch(n_rows),
+            bytemuck::bytes_of(&params),
+            weighted_sum::grid(&params, n_rows),
+            &[
+                &padded(&src, width),
+                &padded(&[3.0; 12], n_slots),
+                &unwritten(n_rows, width),
+            ],
+        );
+        let got = unpadded(buffers.last().unwrap(), width);
+        assert_eq!(judge(&got, &want, |_| 1e-5).is_ok(), is_right, "`{to}`");
+    }
 }
 
 #[test]

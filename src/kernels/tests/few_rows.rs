@@ -1,5 +1,7 @@
 //! The kernels that compute several steps of few rows, against the twins of these steps.
 
+mod heads;
+
 use super::quantize::judge_int8;
 use super::{
     Random, altered, first_difference, gpu, int8_rows, padded, run_kernel, unpadded, unwritten,
@@ -9,17 +11,15 @@ use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::repack::{Matrix, Shard};
 use crate::kernels::{
-    BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec, matvec_gated,
-    matvec_heads, quantize, rms_norm, rope, row_stride, store_kv,
+    BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec_gated, quantize,
+    rms_norm, row_stride,
 };
-use crate::kv_cache::KvType;
-use crate::plan::{Activation, RopePairing, RopeTable};
+use crate::plan::Activation;
 
 /// Of the products: `f32::EPSILON * sum |w x|` (with int8 also `|offset x|`, which is no larger here).
 const PRODUCT_BOUND: f64 = 8.0;
 const N_ROWS: usize = 3;
 const POSITION: usize = 5;
-const CAPACITY: usize = POSITION + N_ROWS + 2;
 
 fn batch() -> BatchParams {
     BatchParams {
@@ -84,6 +84,19 @@ impl Weights {
         let bound = |size: f32| PRODUCT_BOUND * f64::from(f32::EPSILON) * f64::from(size);
         (want, of_magnitudes.into_iter().map(bound).collect())
     }
+}
+
+/// Weights as in a buffer that they share, and where each begins: at a multiple of 256 bytes.
+fn together(weights: &[&[u32]]) -> (Vec<u32>, Vec<u32>) {
+    let mut words = Vec::new();
+    let starts = weights.iter().map(|of_one| {
+        words.resize(words.len().next_multiple_of(64), 0);
+        let start = words.len() as u32;
+        words.extend_from_slice(of_one);
+        start
+    });
+    let starts = starts.collect();
+    (words, starts)
 }
 
 const EPS: f32 = 1e-3;
@@ -182,242 +195,6 @@ fn judge(
     }
 }
 
-/// A projection to heads.
-#[derive(Clone, Copy, Debug)]
-struct Heads {
-    ty: WeightType,
-    src: Src,
-    n_cols: usize,
-    n_head: usize,
-    head_dim: usize,
-    rope: Option<(RopePairing, usize)>,
-    cache: Option<KvType>,
-    bias: bool,
-    team_size: u32,
-}
-
-fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> Result<(), String> {
-    let Heads {
-        ty,
-        src,
-        n_cols,
-        n_head,
-        head_dim,
-        ..
-    } = *case;
-    let mut random = Random::new(n_cols as u64);
-    let width = n_head * head_dim;
-    let weights = Weights::new(&mut random, ty, width, n_cols);
-    let activations = Activations::new(&mut random, n_cols, src);
-    let bias: Option<Vec<f32>> = case
-        .bias
-        .then(|| (0..width).map(|_| random.signed()).collect());
-    let matrix = Matrix {
-        team_size: case.team_size,
-        ..weights.shard.matrix()
-    };
-    let strides = [n_cols, width].map(row_stride);
-    let n_pairs = matvec::n_pairs(case.team_size, src);
-    let mut params = matvec_heads::Params::new(matrix, strides, n_pairs, width);
-    (params.eps, params.writes_norm) = (EPS, 1);
-    params.has_bias = u32::from(case.bias);
-    params.has_cache = u32::from(case.cache.is_some());
-    let table = case.rope.map(|(pairing, n_dims)| RopeTable {
-        pairing,
-        inverse_frequency: (0..n_dims / 2).map(|i| 0.7_f64.powi(i as i32)).collect(),
-        magnitude: 1.1,
-        temperature: None,
-    });
-    let mut table_rows = vec![[0.0_f32; 2]];
-    if let Some(table) = &table {
-        params = params.with_rope(&rope::Params::new(width, head_dim, table));
-        table_rows = (0..CAPACITY)
-            .flat_map(|position| table.row(position))
-            .collect();
-    }
-    let kv = case.cache.unwrap_or(KvType::F32);
-    let variant = Variant {
-        weight: ty,
-        src,
-        kv,
-        ..Variant::PLAIN
-    };
-    let kernel = match mistake {
-        Some((from, to)) => &altered(&matvec_heads::KERNEL, &variant, from, to),
-        None => &matvec_heads::KERNEL,
-    };
-    let buffers = run(
-        context,
-        kernel,
-        &variant,
-        bytemuck::bytes_of(&params),
-        matvec_heads::grid(&params, N_ROWS),
-        &activations,
-        vec![
-            bytemuck::cast_slice(&weights.words),
-            &activations.bytes,
-            bytemuck::cast_slice(bias.as_deref().unwrap_or(&[0.0])),
-            bytemuck::cast_slice(&table_rows),
-            &unwritten(N_ROWS, width),
-            &unwritten(N_ROWS, width),
-            &unwritten_words(CAPACITY * width * kv.bytes() / 4),
-        ],
-    );
-
-    let normed = (src == Src::Norm).then(|| &buffers[8][..]);
-    let src = activations.seen(src, normed)?;
-    let (want, bounds) = weights.product(&src, bias.as_deref());
-    let product = unpadded(&buffers[4], width);
-    judge("product", &product, &want, |i| bounds[i])?;
-    // What follows is judged by what the kernel made of the step before.
-    let result = match &table {
-        Some(table) => {
-            let mut want = product.clone();
-            rope::twin(table, POSITION, width, head_dim, &product, &mut want);
-            let largest = product.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-            let turned = unpadded(&buffers[5], width);
-            judge("rope", &turned, &want, |_| 4e-7 * f64::from(largest))?;
-            turned
-        }
-        None if buffers[5] != unwritten(N_ROWS, width) => {
-            return Err("rows that do not turn were written".to_owned());
-        }
-        None => product,
-    };
-    let mut cache = unwritten_words(CAPACITY * width * kv.bytes() / 4);
-    if case.cache.is_some() {
-        let mut rounded = vec![0.0; result.len()];
-        store_kv::twin(kv, &result, &mut rounded);
-        let row_bytes = width * kv.bytes();
-        let stored = super::attention::encode_cache(kv, &rounded);
-        cache[POSITION * row_bytes..][..stored.len()].copy_from_slice(&stored);
-    }
-    match buffers[6] == cache {
-        true => Ok(()),
-        false => Err("the cache has other rows".to_owned()),
-    }
-}
-
-const HEADS: Heads = Heads {
-    ty: WeightType::Q4_K,
-    src: Src::Norm,
-    n_cols: 256,
-    n_head: 3,
-    head_dim: 20,
-    rope: Some((RopePairing::Halves, 12)),
-    cache: Some(KvType::F16),
-    bias: true,
-    team_size: 8,
-};
-
-#[test]
-fn matvec_heads_matches_the_twins_of_its_steps() {
-    let Some(context) = gpu() else { return };
-    let ropes = [
-        None,
-        Some((RopePairing::Halves, 20)),
-        Some((RopePairing::Adjacent, 20)),
-        Some((RopePairing::Halves, 12)),
-        Some((RopePairing::Adjacent, 8)),
-    ];
-    let shapes = [
-        (64, 9, 64, 8),
-        (576, 3, 4, 16),
-        (32, 1, 128, 64),
-        (96, 2, 80, 32),
-    ];
-    for src in SOURCES {
-        for cache in [None, Some(KvType::F32), Some(KvType::F16)] {
-            for (index, rope) in ropes.into_iter().enumerate() {
-                let case = Heads {
-                    rope,
-                    cache,
-                    src,
-                    bias: index % 2 == 0,
-                    ..HEADS
-                };
-                run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
-            }
-            for (n_cols, n_head, head_dim, team_size) in shapes {
-                let case = Heads {
-                    ty: WeightType::Q4_1,
-                    src,
-                    n_cols,
-                    n_head,
-                    head_dim,
-                    rope: Some((RopePairing::Halves, head_dim)),
-                    cache,
-                    bias: false,
-                    team_size,
-                };
-                run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
-            }
-        }
-    }
-    let float = Heads {
-        ty: WeightType::BF16,
-        src: Src::F32,
-        n_cols: 33,
-        ..HEADS
-    };
-    run_heads(context, &float, None).unwrap();
-}
-
-#[test]
-fn mistakes_in_matvec_heads_are_found() {
-    let Some(context) = gpu() else { return };
-    for (from, to) in [
-        ("mean + p.eps", "mean"),
-        (
-            "select(vec4(0.0), squares, quads < vec4(n_quads))",
-            "squares",
-        ),
-        ("unit_inverses[quad / 8u]", "unit_inverses[0u]"),
-        (
-            "row_quants[quad / 4u][quad & 3u]",
-            "row_quants[quad / 4u][0u]",
-        ),
-        ("p.writes_norm == 1u && first_pair == 0u", "false"),
-        ("addend = bias[column]", "addend = bias[lane]"),
-        ("position * (p.n_dims / 2u)", "row * (p.n_dims / 2u)"),
-        ("select(-other, other, is_second)", "other"),
-        ("2u * index < p.n_dims", "2u * index <= p.n_dims"),
-        ("values[lane ^ 1u]", "values[lane]"),
-        ("select(1u, 2u, is_halves)", "1u"),
-        ("let is_halves = place.turns && ", "let is_halves = "),
-        (
-            "(position * p.matrix.n_rows + column)",
-            "(row * p.matrix.n_rows + column)",
-        ),
-        (
-            "    values[lane] = value;\n    workgroupBarrier();\n    if has_output && column",
-            "    if has_output && column",
-        ),
-        (
-            "lane < 2u * p.n_pairs && 2u * pair < p.matrix.n_rows",
-            "lane < p.n_pairs && 2u * pair < p.matrix.n_rows",
-        ),
-    ] {
-        let found = run_heads(context, &HEADS, Some((from, to))).is_err();
-        assert!(found, "`{to}` for `{from}` was not noticed");
-    }
-    // Where an invocation has four quads, the last of them behind the row.
-    let wide = Heads {
-        n_cols: 1792,
-        ..HEADS
-    };
-    for (from, to) in [
-        ("let y3 = x3 * scale * w3", "let y3 = x3 * scale * w2"),
-        (
-            "put_quants(y2, quads.z, n_quads)",
-            "put_quants(y2, quads.w, n_quads)",
-        ),
-    ] {
-        let found = run_heads(context, &wide, Some((from, to))).is_err();
-        assert!(found, "`{to}` for `{from}` was not noticed");
-    }
-}
-
 /// Both products of a gated block.
 #[derive(Clone, Copy, Debug)]
 struct Gated {
@@ -454,19 +231,12 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
     let mut random = Random::new(n_out as u64);
     let [gate, up] = [0, 1].map(|_| Weights::new(&mut random, ty, n_out, n_cols));
     let activations = Activations::new(&mut random, n_cols, src);
-    // As in a buffer that both share: the second begins at a multiple of 256 bytes.
-    let mut words = gate.words.clone();
-    words.resize(words.len().next_multiple_of(64), 0);
-    let up_start = words.len() as u32;
-    words.extend_from_slice(&up.words);
+    let (words, starts) = together(&[&gate.words, &up.words]);
     let matrix = Matrix {
         team_size: case.team_size,
         ..gate.shard.matrix()
     };
-    let up_matrix = Matrix {
-        planes: matrix.planes.map(|plane| plane + up_start),
-        ..matrix
-    };
+    let up_matrix = matrix.behind(starts[1]);
     let strides = [n_cols, n_out].map(row_stride);
     let params = matvec_gated::Params {
         eps: EPS,

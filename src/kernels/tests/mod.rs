@@ -8,10 +8,12 @@ mod expert_gated;
 mod expert_tiles;
 mod experts;
 mod few_rows;
+mod heads;
 mod layer_norm;
 mod map;
 mod matrix;
 mod quantize;
+mod recurrent;
 mod sample;
 mod sentinel;
 mod translate;
@@ -22,7 +24,7 @@ use super::attention_coop::Tile as AttentionTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
-use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, row_stride};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, head_matvec, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -95,10 +97,11 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
         let of_experts = ["expert_gated", "expert_matvec"];
-        // Kernels with a residual, and those of experts, have none of what a norm needs.
-        let sources = match kernel.uses.output || of_experts.contains(&kernel.name) {
-            true => vec![Src::Int8],
-            false => vec![Src::Int8, Src::Norm],
+        // Kernels with a residual, and those of experts, have none of what a norm needs; that of heads takes floats.
+        let sources = match kernel.name {
+            name if name == head_matvec::KERNEL.name => Vec::new(),
+            name if kernel.uses.output || of_experts.contains(&name) => vec![Src::Int8],
+            _ => vec![Src::Int8, Src::Norm],
         };
         let of = |&v: &Variant| {
             sources

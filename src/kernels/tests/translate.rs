@@ -4,10 +4,11 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, choose_experts, embed, expert_gated, expert_matmul, expert_matvec, expert_tiles,
-    expert_weights, f16_rows, gated_activation, layer_norm, logit_maxima, map, matmul, matmul_coop,
-    matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
-    store_kv, weighted_sum,
+    attention_few, causal_conv, choose_experts, delta_rule, embed, expert_gated, expert_matmul,
+    expert_matvec, expert_tiles, expert_weights, f16_rows, gated_activation, group_norm,
+    head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
+    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, state_scan, store_kv,
+    take_columns, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -43,7 +44,10 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             soft_cap,
-            of_heads
+            of_heads,
+            value_dim,
+            dst_stride,
+            chunk
         }),
         "attention_few" | "attention_merge" => members!(attention_few::Params {
             n_head,
@@ -55,6 +59,55 @@ fn params_members(kernel: &Kernel) -> Members {
             has_int8,
             soft_cap,
             has_sinks
+        }),
+        "causal_conv" => members!(causal_conv::Params {
+            n_channels,
+            stride,
+            n_taps,
+            activation,
+            has_bias
+        }),
+        "state_scan" => members!(state_scan::Params {
+            n_head,
+            head_dim,
+            n_state,
+            n_group,
+            x_stride,
+            x_first,
+            b_stride,
+            b_first,
+            c_stride,
+            c_first,
+            dt_stride,
+            dst_stride,
+            n_lanes,
+            has_a_of_each
+        }),
+        "delta_rule" => members!(delta_rule::Params {
+            n_head,
+            n_head_k,
+            n_state,
+            qkv_stride,
+            gate_stride,
+            dst_stride,
+            n_lanes,
+            is_tiled,
+            eps,
+            scale
+        }),
+        "group_norm" => members!(group_norm::Params {
+            group,
+            n_groups,
+            stride,
+            eps
+        }),
+        "take_columns" => members!(take_columns::Params {
+            width,
+            src_stride,
+            dst_stride,
+            first,
+            length,
+            period
         }),
         "choose_experts" => members!(choose_experts::Params {
             n_expert,
@@ -120,6 +173,12 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             least_sum
         }),
+        "weigh_slots" => members!(weigh_slots::Params {
+            width,
+            stride,
+            n_slots,
+            weights_stride
+        }),
         "weighted_sum" => members!(weighted_sum::Params {
             width,
             stride,
@@ -182,6 +241,17 @@ fn params_members(kernel: &Kernel) -> Members {
             has_bias,
             has_residual
         }),
+        "head_matvec" => members!(head_matvec::Params {
+            matrix,
+            src_stride,
+            row_quads,
+            dst_stride,
+            n_pairs,
+            n_head,
+            src_dim,
+            n_out,
+            n_rest
+        }),
         "matvec" => members!(matvec::Params {
             matrix,
             src_stride,
@@ -204,16 +274,17 @@ fn params_members(kernel: &Kernel) -> Members {
         }),
         "matvec_heads" => members!(matvec_heads::Params {
             matrix,
+            second_planes,
+            third_planes,
+            first,
+            second,
+            third,
             src_stride,
-            dst_stride,
             n_pairs,
             head_dim,
             n_dims,
             pair_step,
             pair_distance,
-            has_bias,
-            has_rope,
-            has_cache,
             eps,
             writes_norm
         }),
@@ -253,11 +324,7 @@ fn params_members(kernel: &Kernel) -> Members {
             stride,
             padding
         }),
-        "store_kv" => members!(store_kv::Params {
-            width,
-            stride,
-            padding
-        }),
+        "store_kv" => members!(store_kv::Params { widths, strides }),
         name => panic!("the members of the parameters of `{name}` are not listed here"),
     }
 }

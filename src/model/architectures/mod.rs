@@ -6,7 +6,7 @@ mod table;
 
 use self::table::TABLE;
 use crate::error::{Error, Result};
-use crate::plan::{Activation, Gating, RopePairing};
+use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
 /// Whether a tensor must, may or must not be in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,11 @@ pub(super) enum Windows {
     None,
     /// The file may state one, which llama.cpp does not use.
     Unused,
+    /// All but each `period`-th layer see chunks of so many tokens, whatever window the file states.
+    Chunks {
+        period: usize,
+        tokens: usize,
+    },
     /// All but each `period`-th layer, where the model has a window.
     Periodic {
         period: usize,
@@ -114,11 +119,15 @@ pub(super) enum LocalRope {
 }
 
 /// Which layers turn queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum RopeLayers {
     All,
     /// All but each `n`-th.
     AllButEach(usize),
+    /// The same; queries of the others have a temperature.
+    AllButEachWarmed(usize, QueryTemperature),
+    /// All, unless `rope.scaling.finetuned` is false.
+    UnlessStated,
     /// The windowed ones; all where the model has no window.
     Windowed,
 }
@@ -158,6 +167,10 @@ pub(super) enum QkNorm {
     OptionalHeads,
     /// Each head with weights of its own, before rope, where there are any.
     OptionalByHead,
+    /// Each head, after rope and without weights, in layers that turn; in none of a model with so many experts.
+    TurnedWithoutWeight {
+        unless_experts: usize,
+    },
 }
 
 /// Where the norms of a layer stand.
@@ -191,6 +204,17 @@ pub(super) enum SharedExpert {
     Plain,
     /// Times the sigmoid of a product of its own.
     Gated,
+    /// Added as it is, always, as wide as the others.
+    AsExpert,
+}
+
+/// What the cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attention {
+    /// Keys and values of heads.
+    Heads,
+    /// Latents, which keys and values are made of.
+    Latent,
 }
 
 /// How a mixture of experts, which has `expert_count` of them, differs.
@@ -204,6 +228,8 @@ pub(super) struct Experts {
     /// Whether layers may be dense: the first `leading_dense_block_count`, and all but each
     /// `interleave_moe_layer_step`-th.
     pub(super) has_dense_layers: bool,
+    /// Whether weights multiply what experts take in.
+    pub(super) weighs_inputs: bool,
     /// Whether weights are divided by their sum, where the file does not state it.
     pub(super) normalised: bool,
     /// The bias of scores for the choice alone.
@@ -211,6 +237,30 @@ pub(super) struct Experts {
     /// The biases of the router and of all experts.
     pub(super) bias: Presence,
     pub(super) shared: SharedExpert,
+}
+
+/// The heads of keys that the heads of values of a gated delta net have, where these are more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyHeads {
+    /// In turn, over and over.
+    Tiled,
+    /// Neighbours have one; the products that give their decays and rates are one matrix.
+    Grouped,
+}
+
+/// What layers without attention compute instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recurrence {
+    /// There are none.
+    None,
+    /// Layers without key-value heads are short convolutions; the last norm is called `token_embd_norm`.
+    ShortConv,
+    /// Layers without key-value heads are selective state spaces.
+    Mamba,
+    /// Likewise, with one decay a head.
+    Mamba2,
+    /// All but each so-many-th layer are gated delta nets, and the others' attention is gated.
+    DeltaNet(KeyHeads),
 }
 
 /// One row of the table.
@@ -230,6 +280,9 @@ pub(super) struct Architecture {
     pub(super) states_yarn_ramp: bool,
     /// Whether queries grow with the position by `attention.temperature_scale`.
     pub(super) has_query_temperature: bool,
+    pub(super) attention: Attention,
+    /// Whether the last `nextn_predict_layers` layers predict tokens further ahead: they are left out.
+    pub(super) has_prediction_layers: bool,
     pub(super) activation: Activation,
     pub(super) feed_forward: FeedForward,
     /// The experts, where a file has any; `None` where it may not.
@@ -252,6 +305,7 @@ pub(super) struct Architecture {
     pub(super) qk_norm: QkNorm,
     /// Whether each head has a score without a value.
     pub(super) has_sinks: bool,
+    pub(super) recurrence: Recurrence,
     /// Layers of the one size whose scale is `1 / sqrt(hidden_size / n_head)`.
     pub(super) hidden_scale_at_layers: Option<usize>,
 }

@@ -1,11 +1,11 @@
 //! The rows of the table, in which sources are file names of llama.cpp at commit 0c1e57098.
 
 use super::{
-    Architecture, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, LocalRope,
-    LogitScale, NormKind, Norms, Positions, Presence, QkNorm, ResidualScale, RopeDivisors,
-    RopeLayers, SharedExpert, SoftCap, Windows,
+    Architecture, Attention, Block, DefaultWindow, EmbeddingScale, Experts, FeedForward, KeyHeads,
+    LocalRope, LogitScale, NormKind, Norms, Positions, Presence, QkNorm, Recurrence, ResidualScale,
+    RopeDivisors, RopeLayers, SharedExpert, SoftCap, Windows,
 };
-use crate::plan::{Activation, Gating, RopePairing};
+use crate::plan::{Activation, Gating, QueryTemperature, RopePairing};
 
 /// src/models/llama.cpp
 const LLAMA: Architecture = Architecture {
@@ -18,6 +18,8 @@ const LLAMA: Architecture = Architecture {
     local_rope: LocalRope::Same,
     states_yarn_ramp: false,
     has_query_temperature: false,
+    attention: Attention::Heads,
+    has_prediction_layers: false,
     activation: Activation::Silu,
     feed_forward: FeedForward::Gated,
     experts: None,
@@ -35,6 +37,7 @@ const LLAMA: Architecture = Architecture {
     norms: Norms::Before,
     qk_norm: QkNorm::None,
     has_sinks: false,
+    recurrence: Recurrence::None,
     hidden_scale_at_layers: None,
 };
 
@@ -43,6 +46,7 @@ const EXPERTS: Experts = Experts {
     gating: Gating::Softmax,
     is_stated: false,
     has_dense_layers: false,
+    weighs_inputs: false,
     normalised: true,
     choice_bias: Presence::Absent,
     bias: Presence::Absent,
@@ -89,10 +93,61 @@ const BIASED: Architecture = Architecture {
     ..HALVES
 };
 
+/// src/models/lfm2.cpp
+const LFM2: Architecture = Architecture {
+    name: "lfm2",
+    models: "LFM2",
+    qkv_bias: Presence::Absent,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::ShortConv,
+    ..HALVES
+};
+
+/// src/models/qwen35.cpp
+const QWEN35: Architecture = Architecture {
+    name: "qwen35",
+    models: "Qwen 3.5 (text)",
+    qkv_bias: Presence::Absent,
+    norms: Norms::BeforeByAnotherName,
+    qk_norm: QkNorm::Heads,
+    recurrence: Recurrence::DeltaNet(KeyHeads::Tiled),
+    ..HALVES
+};
+
 /// Every architecture that runs.
 pub(super) const TABLE: &[Architecture] = &[
     Architecture {
         experts: Some(EXPERTS),
+        ..LLAMA
+    },
+    // src/models/llama4.cpp; Maverick has 128 experts.
+    Architecture {
+        name: "llama4",
+        models: "Llama 4 Scout and Maverick (text)",
+        rope_layers: RopeLayers::AllButEachWarmed(
+            4,
+            QueryTemperature {
+                scale: 0.1,
+                tokens: 8192,
+                offset: 1,
+            },
+        ),
+        windows: Windows::Chunks {
+            period: 4,
+            tokens: 8192,
+        },
+        qk_norm: QkNorm::TurnedWithoutWeight {
+            unless_experts: 128,
+        },
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            has_dense_layers: true,
+            weighs_inputs: true,
+            normalised: false,
+            shared: SharedExpert::AsExpert,
+            ..EXPERTS
+        }),
         ..LLAMA
     },
     // src/models/qwen2.cpp
@@ -168,15 +223,34 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "GLM-4.5",
         norms: Norms::BeforeByAnotherName,
         qk_norm: QkNorm::OptionalHeads,
+        has_prediction_layers: true,
         experts: Some(Experts {
             gating: Gating::Sigmoid,
+            is_stated: true,
+            has_dense_layers: true,
+            normalised: false,
+            choice_bias: Presence::Optional,
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        ..HALVES
+    },
+    // src/models/deepseek2.cpp
+    Architecture {
+        name: "deepseek2",
+        models: "DeepSeek V2, V2-Lite, V3 and R1",
+        attention: Attention::Latent,
+        has_prediction_layers: true,
+        rope_divisors: RopeDivisors::None,
+        other_bias: Presence::Absent,
+        experts: Some(Experts {
             is_stated: true,
             has_dense_layers: true,
             choice_bias: Presence::Optional,
             shared: SharedExpert::Plain,
             ..EXPERTS
         }),
-        ..HALVES
+        ..LLAMA
     },
     // src/models/ernie4-5-moe.cpp
     Architecture {
@@ -430,5 +504,70 @@ pub(super) const TABLE: &[Architecture] = &[
         models: "Nemotron 4, Minitron",
         activation: Activation::ReluSquared,
         ..BIASED
+    },
+    LFM2,
+    Architecture {
+        name: "lfm2moe",
+        models: "LFM2 (mixtures of experts)",
+        experts: Some(Experts {
+            gating: Gating::Sigmoid,
+            is_stated: true,
+            has_dense_layers: true,
+            choice_bias: Presence::Required,
+            ..EXPERTS
+        }),
+        ..LFM2
+    },
+    // src/models/mamba.cpp
+    Architecture {
+        name: "mamba",
+        models: "Mamba",
+        recurrence: Recurrence::Mamba,
+        ..LLAMA
+    },
+    // src/models/mamba2.cpp
+    Architecture {
+        name: "mamba2",
+        models: "Mamba 2",
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    // src/models/granite-hybrid.cpp
+    Architecture {
+        name: "granitehybrid",
+        models: "Granite 4",
+        rope_layers: RopeLayers::UnlessStated,
+        rope_divisors: RopeDivisors::None,
+        embedding_scale: EmbeddingScale::Stated(1.0),
+        residual_scale: ResidualScale::Stated,
+        logit_scale: LogitScale::Divides,
+        experts: Some(Experts {
+            shared: SharedExpert::Plain,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::Mamba2,
+        ..LLAMA
+    },
+    QWEN35,
+    // src/models/qwen35moe.cpp
+    Architecture {
+        name: "qwen35moe",
+        models: "Qwen 3.5 (mixtures of experts, text)",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        ..QWEN35
+    },
+    // src/models/qwen3next.cpp
+    Architecture {
+        name: "qwen3next",
+        models: "Qwen 3 Next",
+        experts: Some(Experts {
+            shared: SharedExpert::Gated,
+            ..EXPERTS
+        }),
+        recurrence: Recurrence::DeltaNet(KeyHeads::Grouped),
+        ..QWEN35
     },
 ];

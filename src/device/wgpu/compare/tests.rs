@@ -169,7 +169,7 @@ fn a_zeroed_buffer_is_named_and_called_so() {
             let Some((model, backend)) = backend(ty, max_binding_bytes) else {
                 return;
             };
-            // Those of one shape share a buffer: a matrix that shares none, and a vector.
+            // A matrix that shares its buffer with others of its type and width, and a vector.
             for name in ["token_embd.weight", "output_norm.weight"] {
                 backend.zero(find(&model, name));
                 for depth in [Depth::Quick, Depth::Full] {

@@ -8,7 +8,7 @@ use crate::device::{Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels::row_stride;
 use crate::kv_cache::KvType;
-use crate::plan::{Batch, BufferId, Op, Step};
+use crate::plan::{Batch, BufferId, Op, StateId, Step};
 use half::f16;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -84,11 +84,13 @@ impl Stepwise for GpuExecutor {
                 context.queue.submit([encoder.finish()]);
             })?;
             let (values, width) = self.written(index, step, batch)?;
+            let state = self.state(&step.op)?;
             observer(&Observation {
                 index,
                 step,
                 values: &values,
                 width,
+                state: state.as_deref(),
             })?;
         }
         Ok(())
@@ -109,18 +111,28 @@ impl Stepwise for GpuExecutor {
         })
     }
 
-    fn cached_keys(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
-        let [keys, _] = &self.buffers.caches[layer];
-        self.cached_rows(layer, keys, batch)
+    fn cached_rows(&self, layer: usize, batch: &Batch<'_>) -> Result<Vec<f32>> {
+        self.keys_and_values(layer, batch)
+    }
+
+    fn set_state(&mut self, id: StateId, values: &[f32]) -> Result<()> {
+        let context = &self.shared.context;
+        context.scoped("upload of a state", || {
+            let state = &self.buffers.states[id.0];
+            context
+                .queue
+                .write_buffer(state, 0, bytemuck::cast_slice(values));
+        })
     }
 
     fn set_cached_rows(&mut self, layer: usize, position: usize, rows: &[f32]) -> Result<()> {
-        let row_bytes = self.kv.layers[layer].width() * self.kv.ty.bytes();
-        let offset = (position * row_bytes) as u64;
-        let (keys, values) = rows.split_at(rows.len() / 2);
+        let shape = self.kv.layers[layer];
+        let (keys, values) = shape.split(rows);
+        let parts = [(keys, shape.key_width()), (values, shape.value_width())];
         let context = &self.shared.context;
         context.scoped("upload to the cache", || {
-            for (cache, rows) in self.buffers.caches[layer].iter().zip([keys, values]) {
+            for (cache, (rows, width)) in self.buffers.caches[layer].iter().zip(parts) {
+                let offset = (position * width * self.kv.ty.bytes()) as u64;
                 let bytes = match self.kv.ty {
                     KvType::F32 => bytemuck::cast_slice(rows).to_vec(),
                     KvType::F16 => {

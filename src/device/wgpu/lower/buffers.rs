@@ -11,7 +11,7 @@ use crate::kernels::expert_tiles::Tiling;
 use crate::kernels::sentinel::Slot;
 use crate::kernels::{BatchParams, quantize, row_stride};
 use crate::kv_cache::KvLayout;
-use crate::plan::{BufferId, Op, Plan, Step};
+use crate::plan::{BufferId, Op, Plan, State, Step};
 use std::collections::BTreeMap;
 
 /// The buffers of one session.
@@ -29,6 +29,8 @@ pub(in crate::device::wgpu) struct SessionBuffers {
     pub(in crate::device::wgpu) partials: Option<Buffer>,
     /// Keys and values of each layer.
     pub(in crate::device::wgpu) caches: Vec<[Buffer; 2]>,
+    /// By [`StateId`](crate::plan::StateId): `[len] f32`.
+    pub(in crate::device::wgpu) states: Vec<Buffer>,
     /// The source of a product as `f16_rows` gives it, and its scales: room for any of the plan's.
     pub(in crate::device::wgpu) f16_rows: Option<[Buffer; 2]>,
     /// The tables of `expert_tiles`, by the rows of a tile: room for any of the plan's.
@@ -67,16 +69,17 @@ impl SessionBuffers {
             )
         };
         let cache = |layer: usize| -> Result<[Buffer; 2]> {
-            let bytes = kv.layer_bytes(layer);
-            Ok([
-                create_for(Purpose::Cache, &format!("blk.{layer}.keys"), bytes, storage)?,
-                create_for(
-                    Purpose::Cache,
-                    &format!("blk.{layer}.values"),
-                    bytes,
-                    storage,
-                )?,
-            ])
+            // A layer without attention keeps none.
+            let create = |name: &str, bytes: u64| {
+                let label = format!("blk.{layer}.{name}");
+                create_for(Purpose::Cache, &label, bytes.max(4), storage)
+            };
+            let [keys, values] = kv.layer_bytes(layer);
+            Ok([create("keys", keys)?, create("values", values)?])
+        };
+        let state = |state: &State| {
+            let label = format!("{} state", state.name);
+            create_for(Purpose::Cache, &label, state.len as u64 * 4, storage)
         };
         let int8 = |index: usize| -> Result<Option<Buffer>> {
             let is_input = |step: &Step| matches!(step.op, Op::MatMul { src, int8_rows: 1.., .. } | Op::ExpertMatMul { src, int8_rows: 1.., .. } if src.0 == index);
@@ -150,6 +153,7 @@ impl SessionBuffers {
             caches: (0..kv.layers.len())
                 .map(cache)
                 .collect::<Result<Vec<_>>>()?,
+            states: plan.states.iter().map(state).collect::<Result<Vec<_>>>()?,
             f16_rows: choice.matrix.map(|_| f16_rows()).transpose()?,
             expert_tiles: expert_tiles.collect::<Result<_>>()?,
             sentinels: create(
@@ -195,30 +199,5 @@ pub(super) fn tiling(plan: &Plan, op: &Op, tile_rows: usize) -> Option<Tiling> {
 
 /// What attends to what in a step of attention.
 pub(super) fn attention_shape(kv: &KvLayout, op: &Op) -> Option<Shape> {
-    let Op::Attention {
-        layer,
-        n_head,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        sinks,
-        ..
-    } = *op
-    else {
-        return None;
-    };
-    let cache = kv.layers[layer];
-    let shape = Shape {
-        n_head,
-        n_head_kv: cache.n_head_kv,
-        head_dim: cache.head_dim,
-        position: 0,
-        scale,
-        window,
-        soft_cap,
-        alibi,
-        has_sinks: sinks.is_some(),
-    };
-    Some(shape)
+    Shape::of(op, kv, 0)
 }

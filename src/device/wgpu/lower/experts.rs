@@ -221,13 +221,10 @@ impl<'a> Lowering<'a> {
     pub(super) fn expert_gated(&self, step: usize, gated: &ExpertGated) -> Draft<'a> {
         let ExpertGated { gate, up, dst, .. } = gated;
         let weights = &self.shared.weights;
-        let [gate_shard, up_shard] = [gate, up].map(|product| &weights.shards(product.weight)[0]);
-        let (both, up_start) = gate_shard.binding_with(up_shard);
-        let matrix = gate_shard.shard.matrix();
-        let up_matrix = Matrix {
-            planes: matrix.planes.map(|plane| plane + up_start),
-            ..matrix
-        };
+        let ids = [gate.weight, up.weight];
+        let (both, starts) = weights.joint_binding(&ids);
+        let shards = ids.map(|id| &weights.shards(id)[0].shard);
+        let [matrix, up_matrix] = [0, 1].map(|i| shards[i].matrix().behind(starts[i]));
         let strides = [gate.src, *dst, gate.chosen].map(|id| row_stride(self.width(id)));
         let counts = [*dst, gate.chosen].map(|id| self.width(id));
         let mut params =
@@ -236,8 +233,8 @@ impl<'a> Lowering<'a> {
         let of = |id: BufferId| whole(self.buffers.activation(id));
         let mut biases = of(gate.chosen);
         if let (Some(of_gate), Some(of_up)) = (gate.bias, up.bias) {
-            let [of_gate, of_up] = [of_gate, of_up].map(|bias| &weights.shards(bias)[0]);
-            (biases, params.up_bias) = of_gate.binding_with(of_up);
+            let (binding, starts) = weights.joint_binding(&[of_gate, of_up]);
+            (biases, params.up_bias) = (binding, starts[1]);
             params.has_bias = 1;
         }
         let mut int8_dst = of(*dst);
@@ -260,7 +257,7 @@ impl<'a> Lowering<'a> {
         let draft = self.plain(step, *dst, kernel, params, storage, expert_gated::grid);
         Draft {
             variant: Variant {
-                weight: gate_shard.shard.ty,
+                weight: shards[0].ty,
                 src,
                 is_wide: expert_gated::is_wide(&params),
                 ..draft.variant

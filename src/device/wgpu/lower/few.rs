@@ -1,12 +1,14 @@
 //! The kernels that compute several steps of a batch of few rows.
 
-use super::fuse::{Gated, Group, Heads, Norm, Product};
+use super::fuse::{Gated, Group, Heads, Norm, Product, Projection};
 use super::steps::Lowering;
 use super::{Draft, whole};
-use crate::device::wgpu::buffer::Buffer;
-use crate::kernels::repack::Matrix;
-use crate::kernels::{Src, Variant, matvec, matvec_gated, matvec_heads, rope, row_stride};
+use crate::device::wgpu::select::FEW_ROWS;
+use crate::kernels::{Src, Variant, matvec_gated, matvec_heads, repack, rope, row_stride};
+use crate::model::WeightId;
 use crate::plan::BufferId;
+
+const _: () = assert!(FEW_ROWS <= matvec_heads::KEPT_ROWS);
 
 impl<'a> Lowering<'a> {
     /// The dispatch of a group of steps, at the turn of the first.
@@ -50,67 +52,79 @@ impl<'a> Lowering<'a> {
         norm.map(of).unwrap_or_default()
     }
 
-    /// Where few rows of a buffer go that some steps write.
-    fn written(&self, steps: &[usize], buffer: BufferId) -> &'a Buffer {
-        let mut writers = steps
-            .iter()
-            .filter(|&&step| self.plan.steps[step].op.dst() == Some(buffer));
-        let own = writers.find_map(|step| self.own.get(step).copied());
-        own.unwrap_or(self.buffers.activation(buffer))
-    }
-
     fn heads(&self, step: usize, heads: &Heads, writes: &[usize]) -> Draft<'a> {
-        let Product {
-            src, weight, dst, ..
-        } = heads.product;
-        let shard = &self.shared.weights.shards(weight)[0];
-        let matrix = shard.shard.matrix();
-        let width = self.width(dst);
-        let strides = [src, dst].map(|buffer| row_stride(self.width(buffer)));
-        let (few, few_src) = self.few_src(&heads.product, heads.norm);
-        let n_pairs = matvec::n_pairs(matrix.team_size, few);
-        let mut params = matvec_heads::Params::new(matrix, strides, n_pairs, width);
+        let first = &heads.projections[0];
+        let src = first.product.src;
+        let (few, few_src) = self.few_src(&first.product, heads.norm);
+        let of_each = heads.projections.iter().flat_map(Projection::weights);
+        let ids: Vec<WeightId> = of_each.collect();
+        let (weights, starts) = self.shared.weights.joint_binding(&ids);
+        let mut starts = starts.into_iter();
+        let mut start = || starts.next().unwrap_or(0);
 
+        let own = |buffer: BufferId| {
+            let mut writers = writes
+                .iter()
+                .filter(|&&step| self.plan.steps[step].op.dst() == Some(buffer));
+            writers.find_map(|step| self.own.get(step))
+        };
+        let mut kept = None;
+        let mut projections = Vec::new();
+        let mut results = Vec::new();
+        for projection in &heads.projections {
+            let Projection { product, rope, .. } = projection;
+            let matrix = self.shared.weights.shards(product.weight)[0].shard.matrix();
+            let matrix = matrix.behind(start());
+            let place = projection.kept().first().and_then(|&buffer| own(buffer));
+            projections.push(matvec_heads::Projection {
+                bias_at: projection.bias.map(|_| start()),
+                has_rope: rope.is_some(),
+                has_cache: projection.cache.is_some(),
+                kept_at: place.map_or(0, |place| (place.offset / 4) as u32),
+                ..matvec_heads::Projection::new(matrix)
+            });
+            kept = kept.or(place.map(|place| whole(&place.buffer)));
+            results.push(match projection.cache {
+                Some((layer, part)) => whole(&self.buffers.caches[layer][part]),
+                None => {
+                    let last = rope.map_or(product.dst, |rope| rope.dst);
+                    whole(self.buffers.activation(last))
+                }
+            });
+        }
+
+        let n_rows = projections.iter().map(|of| of.matrix.n_rows).sum::<u32>();
+        let units_per_row = projections[0].matrix.units_per_row;
+        let team_size = repack::team_size(n_rows as usize, units_per_row as usize);
+        let src_stride = row_stride(self.width(src));
+        let mut params = matvec_heads::Params::new(&projections, team_size, src_stride, few);
+        let mut ropes = heads
+            .projections
+            .iter()
+            .map(|of| of.rope.map(|rope| (of, rope)));
         // What is not wanted is not touched, whatever is bound for it.
-        let product = whole(self.written(writes, dst));
-        let mut bias = shard.binding();
-        let mut table = shard.binding();
-        let mut turned = product.clone();
-        let mut cache = product.clone();
-        if let Some(weight) = heads.bias {
-            params.has_bias = 1;
-            bias = self.shared.weights.vector(weight);
-        }
-        if let Some(of_rope) = heads.rope {
-            let spec = &self.plan.rope_tables[of_rope.table.0];
-            let of_rope_params = rope::Params::new(width, of_rope.head_dim, spec);
-            params = params.with_rope(&of_rope_params);
-            table = whole(&self.tables[of_rope.table.0]);
-            turned = whole(self.written(writes, of_rope.dst));
-        }
-        if let Some((layer, part)) = heads.cache {
-            params.has_cache = 1;
-            cache = whole(&self.buffers.caches[layer][part]);
+        let mut table = weights.clone();
+        if let Some((of, rope)) = ropes.find_map(|rope| rope) {
+            let spec = &self.plan.rope_tables[rope.table.0];
+            let width = self.width(of.product.dst);
+            params = params.with_rope(&rope::Params::new(width, rope.head_dim, spec));
+            table = whole(&self.tables[rope.table.0]);
         }
         if let Some(norm) = heads.norm {
             (params.eps, params.writes_norm) = (norm.eps, u32::from(norm.writes));
         }
-        let norm = self.norm_storage(&heads.product, heads.norm, &product);
-        let mut storage = vec![
-            shard.binding(),
-            few_src,
-            bias,
-            table,
-            product,
-            turned,
-            cache,
-        ];
+        let unwritten = results[0].clone();
+        results.resize(matvec_heads::MOST_PROJECTIONS, unwritten.clone());
+        let norm = self.norm_storage(&first.product, heads.norm, &unwritten);
+        let mut storage = vec![weights, few_src, table, kept.unwrap_or(unwritten)];
+        storage.extend(results);
         storage.extend(norm);
         let kernel = &matvec_heads::KERNEL;
+        let dst = first.product.dst;
         let draft = self.plain(step, dst, kernel, params, storage, matvec_heads::grid);
         Draft {
             variant: Variant {
-                weight: shard.shard.ty,
+                weight: self.shared.weights.get(first.product.weight).ty,
                 src: few,
                 ..draft.variant
             },
@@ -120,14 +134,10 @@ impl<'a> Lowering<'a> {
 
     fn gated(&self, step: usize, gated: &Gated) -> Draft<'a> {
         let Gated { gate, up, dst, .. } = gated;
-        let gate_shard = &self.shared.weights.shards(gate.weight)[0];
-        let up_shard = &self.shared.weights.shards(up.weight)[0];
-        let (weights, up_start) = gate_shard.binding_with(up_shard);
-        let matrix = gate_shard.shard.matrix();
-        let up_matrix = Matrix {
-            planes: matrix.planes.map(|plane| plane + up_start),
-            ..matrix
-        };
+        let ids = [gate.weight, up.weight];
+        let (weights, starts) = self.shared.weights.joint_binding(&ids);
+        let shards = ids.map(|id| &self.shared.weights.shards(id)[0].shard);
+        let [matrix, up_matrix] = [0, 1].map(|i| shards[i].matrix().behind(starts[i]));
         let strides = [gate.src, *dst].map(|buffer| row_stride(self.width(buffer)));
         let mut params = matvec_gated::Params::new(matrix, up_matrix, strides, gated.activation);
         let [gate_dst, up_dst, result] =
@@ -148,7 +158,7 @@ impl<'a> Lowering<'a> {
         let draft = self.plain(step, *dst, kernel, params, storage, matvec_gated::grid);
         Draft {
             variant: Variant {
-                weight: gate_shard.shard.ty,
+                weight: shards[0].ty,
                 src: few,
                 is_wide: matvec_gated::is_wide(&params),
                 ..draft.variant

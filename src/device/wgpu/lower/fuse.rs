@@ -1,33 +1,43 @@
 //! Which steps of a plan one kernel computes together, in batches of few rows. The kernels write what
 //! each step would have written, so that the plan stays what is observed and verified.
 
+mod experts;
+mod join;
+#[cfg(test)]
+mod tests;
+
 pub(super) use self::experts::ExpertGated;
 
+use crate::gguf::WeightType;
 use crate::kernels::{Kernel, expert_gated, matvec_gated, matvec_heads};
 use crate::model::WeightId;
 use crate::plan::{Activation, BufferId, Extent, Op, Plan, RopeTableId};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-mod experts;
-
 /// Steps that one kernel computes together.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Group {
     Heads(Heads),
     Gated(Gated),
     ExpertGated(ExpertGated),
 }
 
+/// Projections of the same rows by weights of one type, up to [`matvec_heads::MOST_PROJECTIONS`].
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Heads {
+    pub(super) projections: Vec<Projection>,
+    pub(super) norm: Option<Norm>,
+}
+
 /// A projection to heads, its rotation, and its part of a store in the cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Heads {
+pub(super) struct Projection {
     pub(super) product: Product,
     pub(super) bias: Option<WeightId>,
     pub(super) rope: Option<Rope>,
     /// The layer, and 0 for its keys or 1 for its values.
     pub(super) cache: Option<(usize, usize)>,
-    pub(super) norm: Option<Norm>,
 }
 
 /// The norm of a product's source.
@@ -84,8 +94,11 @@ pub(in crate::device::wgpu) trait Places {
     /// Whether all of a weight is in one binding.
     fn is_whole(&self, weight: WeightId) -> bool;
 
-    /// Whether one binding holds both weights, which have one type and shape, the second behind the first.
-    fn are_together(&self, first: WeightId, second: WeightId) -> bool;
+    /// Whether one binding holds all of these weights.
+    fn are_together(&self, weights: &[WeightId]) -> bool;
+
+    /// The type of a weight's elements.
+    fn weight_type(&self, weight: WeightId) -> WeightType;
 
     /// Elements of a row of a weight.
     fn width(&self, weight: WeightId) -> usize;
@@ -101,21 +114,24 @@ pub(super) fn parts(plan: &Plan, places: &dyn Places) -> Vec<Part> {
     for (index, step) in plan.steps.iter().enumerate() {
         match step.op {
             Op::Rope { .. } => {
-                if let Some((steps, heads)) = finder.rotated(index) {
+                if let Some((steps, projection)) = finder.rotated(index) {
                     let first = steps[0];
-                    parts[first] = Part::First(Group::Heads(heads), steps);
+                    parts[first] = Part::First(Group::of_heads(vec![projection]), steps);
                     parts[index] = Part::Later;
                 }
             }
             Op::StoreKv { k, v, layer } if k != v => {
-                let heads = [k, v].map(|buffer| finder.stored(index, buffer));
-                if let [Some(keys), Some(values)] = heads {
-                    for (part, (mut steps, heads)) in [keys, values].into_iter().enumerate() {
+                let found = [k, v].map(|buffer| finder.stored(index, buffer));
+                if let [Some(keys), Some(values)] = found {
+                    for (part, (mut steps, projection)) in [keys, values].into_iter().enumerate() {
                         let cache = Some((layer, part));
-                        let group = Group::Heads(Heads { cache, ..heads });
+                        let projection = Projection {
+                            cache,
+                            ..projection
+                        };
                         steps.push(index);
                         let first = steps[0];
-                        parts[first] = Part::First(group, steps);
+                        parts[first] = Part::First(Group::of_heads(vec![projection]), steps);
                     }
                     parts[index] = Part::Later;
                 }
@@ -137,6 +153,7 @@ pub(super) fn parts(plan: &Plan, places: &dyn Places) -> Vec<Part> {
             _ => {}
         }
     }
+    finder.join(&mut parts);
     for index in 0..parts.len() {
         finder.move_norm(index, &mut parts);
     }
@@ -166,7 +183,29 @@ pub(super) fn is_read_within(
         .all(|(reader, _)| steps.contains(&reader))
 }
 
+impl Projection {
+    /// Its results, in order. All but the last are kept for none but those who look on.
+    pub(super) fn kept(&self) -> Vec<BufferId> {
+        let mut results = vec![self.product.dst];
+        results.extend(self.rope.map(|rope| rope.dst));
+        if self.cache.is_none() {
+            results.pop();
+        }
+        results
+    }
+
+    /// Its matrix, then its bias.
+    pub(super) fn weights(&self) -> impl Iterator<Item = WeightId> {
+        std::iter::once(self.product.weight).chain(self.bias)
+    }
+}
+
 impl Group {
+    fn of_heads(projections: Vec<Projection>) -> Group {
+        let norm = None;
+        Group::Heads(Heads { projections, norm })
+    }
+
     /// What computes them.
     fn kernel(&self) -> &'static Kernel {
         match self {
@@ -179,7 +218,7 @@ impl Group {
     /// The source of its products, and where its norm goes; none where it cannot have one.
     fn src_and_norm(&mut self) -> Option<(Product, &mut Option<Norm>)> {
         match self {
-            Group::Heads(heads) => Some((heads.product, &mut heads.norm)),
+            Group::Heads(heads) => Some((heads.projections[0].product, &mut heads.norm)),
             Group::Gated(gated) => Some((gated.gate, &mut gated.norm)),
             Group::ExpertGated(_) => None,
         }
@@ -240,7 +279,7 @@ impl Finder<'_> {
     }
 
     /// The product whose result a rotation turns, and the rotation.
-    fn rotated(&self, step: usize) -> Option<(Vec<usize>, Heads)> {
+    fn rotated(&self, step: usize) -> Option<(Vec<usize>, Projection)> {
         let Op::Rope {
             src,
             table,
@@ -253,47 +292,58 @@ impl Finder<'_> {
         let of_product = self.writer(step, src)?;
         let (product, bias) = self.product(of_product)?;
         let n_dims = self.plan.rope_tables[table.0].n_dims();
-        let fits = matvec_heads::fits(head_dim, n_dims)
-            && ![src, product.src].contains(&dst)
-            && self.is_untouched(of_product..step, dst);
-        let rope = Some(Rope {
+        let rope = Rope {
             table,
             head_dim,
             dst,
-        });
-        let (cache, norm) = (None, None);
-        let heads = Heads {
+        };
+        let projection = Projection {
+            product,
+            bias,
+            rope: Some(rope),
+            cache: None,
+        };
+        let steps = vec![of_product, step];
+        let fits = matvec_heads::fits(head_dim, n_dims)
+            && ![src, product.src].contains(&dst)
+            && self.is_untouched(of_product..step, dst)
+            && is_read_within(self.plan, &steps, of_product, src)
+            && self.has_bias_near(&projection);
+        fits.then_some((steps, projection))
+    }
+
+    /// The product whose result, turned or not, a store in the cache takes.
+    fn stored(&self, store: usize, buffer: BufferId) -> Option<(Vec<usize>, Projection)> {
+        let writer = self.writer(store, buffer)?;
+        let (steps, projection) = match self.plan.steps[writer].op {
+            Op::Rope { .. } => self.rotated(writer)?,
+            _ => self.unrotated(writer)?,
+        };
+        let reads_cache = |step: usize| matches!(self.plan.steps[step].op, Op::Attention { .. });
+        let fits = !(steps[0]..store).any(reads_cache)
+            && is_read_within(self.plan, &[store], writer, buffer);
+        fits.then_some((steps, projection))
+    }
+
+    /// A product with nothing behind it.
+    fn unrotated(&self, step: usize) -> Option<(Vec<usize>, Projection)> {
+        let (product, bias) = self.product(step)?;
+        let (rope, cache) = (None, None);
+        let projection = Projection {
             product,
             bias,
             rope,
             cache,
-            norm,
         };
-        fits.then_some((vec![of_product, step], heads))
+        let fits = matvec_heads::fits(self.plan.buffer(product.dst).width, 0)
+            && product.src != product.dst
+            && self.has_bias_near(&projection);
+        fits.then_some((vec![step], projection))
     }
 
-    /// The product whose result, turned or not, a store in the cache takes.
-    fn stored(&self, store: usize, buffer: BufferId) -> Option<(Vec<usize>, Heads)> {
-        let writer = self.writer(store, buffer)?;
-        let (steps, heads) = match self.plan.steps[writer].op {
-            Op::Rope { .. } => self.rotated(writer)?,
-            _ => {
-                let (product, bias) = self.product(writer)?;
-                let (rope, cache, norm) = (None, None, None);
-                let heads = Heads {
-                    product,
-                    bias,
-                    rope,
-                    cache,
-                    norm,
-                };
-                (vec![writer], heads)
-            }
-        };
-        let reads_cache = |step: usize| matches!(self.plan.steps[step].op, Op::Attention { .. });
-        let fits = matvec_heads::fits(self.plan.buffer(buffer).width, 0)
-            && !(steps[0]..store).any(reads_cache);
-        fits.then_some((steps, heads))
+    fn has_bias_near(&self, projection: &Projection) -> bool {
+        let weights: Vec<WeightId> = projection.weights().collect();
+        self.places.are_together(&weights)
     }
 
     /// The two products of a gated block in their order, and all three steps.
@@ -319,7 +369,8 @@ impl Finder<'_> {
             && ![gate.dst, up.dst, dst].contains(&gate.src)
             && self.is_untouched(first..step, dst)
             && self.is_untouched(first..of_gate.max(of_up), up.dst)
-            && self.places.are_together(gate.weight, up.weight);
+            && self.places.weight_type(gate.weight) == self.places.weight_type(up.weight)
+            && self.places.are_together(&[gate.weight, up.weight]);
         let norm = None;
         let gated = Gated {
             gate,
@@ -410,152 +461,6 @@ impl Finder<'_> {
                 steps.iter().filter_map(dst).collect()
             }
             Part::Alone | Part::Later => Vec::new(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gguf::{Gguf, WeightType};
-    use crate::kernels::matvec;
-    use crate::model::{DecoderModel, WeightStorage, decoder_plan};
-    use crate::support::shared;
-    use crate::tiny;
-    use std::sync::Arc;
-
-    #[derive(Clone, Copy)]
-    struct Given {
-        is_whole: bool,
-        are_together: bool,
-        /// Of an adapter, for a shader.
-        n_buffers: usize,
-    }
-
-    const ALL: Given = Given {
-        is_whole: true,
-        are_together: true,
-        n_buffers: 9,
-    };
-
-    impl Places for (&Plan, &DecoderModel, Given) {
-        fn is_whole(&self, _: WeightId) -> bool {
-            self.2.is_whole
-        }
-
-        fn are_together(&self, first: WeightId, second: WeightId) -> bool {
-            self.2.are_together && first.0 < second.0
-        }
-
-        fn width(&self, weight: WeightId) -> usize {
-            self.1.weights.get(weight).n_cols
-        }
-
-        fn may_normalise(&self, kernel: &Kernel, width: usize) -> bool {
-            matvec::may_normalise(kernel, width, self.2.n_buffers)
-        }
-    }
-
-    /// What the steps of the second layer are: the names of those that a kernel at a step computes.
-    fn second_layer(int8_rows: usize, given: Given) -> Vec<String> {
-        second_layer_of(tiny::gguf(WeightType::Q8_0, None), int8_rows, given)
-    }
-
-    fn second_layer_of(gguf: Gguf, int8_rows: usize, given: Given) -> Vec<String> {
-        let gguf = Arc::new(gguf);
-        let model = DecoderModel::from_gguf(gguf, WeightStorage::Native).unwrap();
-        let plan = decoder_plan(&model, 8, 1).unwrap();
-        let plan = plan.with_int8_activations(&model.weights, int8_rows);
-        let parts = parts(&plan, &(&plan, &model, given));
-        let name = |&step: &usize| {
-            plan.steps[step]
-                .name
-                .trim_start_matches("blk.1.")
-                .to_owned()
-        };
-        let text = |part: &Part| match part {
-            Part::First(_, steps) => Some(steps.iter().map(name).collect::<Vec<_>>().join(" ")),
-            Part::Alone | Part::Later => None,
-        };
-        let in_layer = |index: &usize| plan.steps[*index].name.starts_with("blk.1.");
-        let layer = (0..parts.len()).filter(in_layer);
-        layer.filter_map(|index| text(&parts[index])).collect()
-    }
-
-    #[test]
-    fn a_layer_comes_to_four_kernels_beside_attention_and_two_products() {
-        assert_eq!(
-            second_layer(4, ALL),
-            [
-                "attn_norm attn_q Qcur",
-                "attn_k Kcur kv_cache",
-                "Vcur kv_cache",
-                "ffn_norm ffn_gate ffn_up ffn_gated",
-            ]
-        );
-    }
-
-    #[test]
-    fn norms_stay_alone_where_a_kernel_cannot_take_them() {
-        let alone = [
-            "attn_q Qcur",
-            "attn_k Kcur kv_cache",
-            "Vcur kv_cache",
-            "ffn_gate ffn_up ffn_gated",
-        ];
-        let no_norms = Given {
-            n_buffers: 7,
-            ..ALL
-        };
-        assert_eq!(second_layer(4, no_norms), alone);
-        // What every adapter of WebGPU has is enough for the gated block.
-        let least = Given {
-            n_buffers: 8,
-            ..ALL
-        };
-        let [heads @ .., _] = alone;
-        let mut gated_alone = heads.to_vec();
-        gated_alone.push("ffn_norm ffn_gate ffn_up ffn_gated");
-        assert_eq!(second_layer(4, least), gated_alone);
-        assert_eq!(second_layer(0, ALL), alone); // products of f32 rows
-        let apart = Given {
-            are_together: false,
-            ..ALL
-        };
-        // The norm of the feed-forward block stays with its two products.
-        assert_eq!(second_layer(4, apart)[0], "attn_norm attn_q Qcur");
-        assert_eq!(second_layer(4, apart).len(), 3);
-    }
-
-    #[test]
-    fn nothing_is_fused_where_weights_are_in_several_shards() {
-        let sharded = Given {
-            is_whole: false,
-            ..ALL
-        };
-        assert_eq!(second_layer(4, sharded), [""; 0]);
-    }
-
-    #[test]
-    fn both_products_of_experts_and_what_gates_them_are_one_kernel() {
-        let gated = "ffn_moe_gate ffn_moe_up ffn_moe_gated".to_owned();
-        for name in ["gpt-oss", "qwen3moe"] {
-            let Some(folder) = shared("arch") else { return };
-            let layer = |given| {
-                let gguf = Gguf::open(folder.join(format!("{name}.gguf"))).unwrap();
-                second_layer_of(gguf, 4, given)
-            };
-            assert!(layer(ALL).contains(&gated), "{name}: {:?}", layer(ALL));
-            let apart = Given {
-                are_together: false,
-                ..ALL
-            };
-            assert!(!layer(apart).contains(&gated), "{name}");
-            let sharded = Given {
-                is_whole: false,
-                ..ALL
-            };
-            assert_eq!(layer(sharded), [""; 0], "{name}");
         }
     }
 }

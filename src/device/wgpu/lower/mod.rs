@@ -4,22 +4,25 @@ mod buffers;
 mod experts;
 mod few;
 mod fuse;
+mod heads;
+mod recurrent;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(super) use buffers::SessionBuffers;
 
-use self::fuse::{Group, Part, Places};
+use self::fuse::{Group, Part, Places, Projection};
 use self::steps::Lowering;
 use super::Shared;
 use super::buffer::Buffer;
 use super::chain;
 use super::pipelines::Pipeline;
-use super::select::{Choice, FEW_ROWS, Rows};
+use super::select::{Choice, Rows};
 use crate::device::memory::Purpose;
 use crate::error::Result;
-use crate::kernels::{self, Kernel, Variant, row_stride};
+use crate::gguf::WeightType;
+use crate::kernels::{self, Kernel, Variant, matvec_heads};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
 use crate::plan::{BufferId, Extent, Op, Plan, Step};
@@ -71,16 +74,23 @@ struct Draft<'a> {
     grid: Box<dyn Fn(usize) -> [u32; 3] + Send>,
 }
 
+/// Where few rows of a step's result lie that only the steps of its group read: [`matvec_heads::KEPT_ROWS`] rows.
+pub(super) struct Own {
+    pub(super) buffer: Buffer,
+    /// In bytes.
+    pub(super) offset: u64,
+}
+
 /// A plan made into dispatches.
 pub(super) struct Lowered {
     /// The dispatches of every step, in the plan's order.
     pub(super) steps: Vec<Vec<Dispatch>>,
-    /// By step, where few rows of its result are not in the plan's buffer: [`FEW_ROWS`] rows.
+    /// By step, where few rows of its result are not in the plan's buffer.
     ///
     /// A dispatch that writes a buffer which any before it has written waits for all of them, also where
-    /// that was another layer's. Keys and values of few rows have buffers of their own for each layer, so
-    /// that their products run beside the queries'.
-    pub(super) own: BTreeMap<usize, Buffer>,
+    /// that was another layer's. What projections keep has buffers of its own for each layer, so that those that
+    /// are not one dispatch run beside each other.
+    pub(super) own: BTreeMap<usize, Own>,
     /// The first step of each run of products of one source. Where a command buffer begins with it the products
     /// run beside each other: the first use of a buffer there has nothing to wait for.
     pub(super) beside: BTreeSet<usize>,
@@ -165,32 +175,37 @@ fn beside(plan: &Plan) -> BTreeSet<usize> {
         .collect()
 }
 
-/// Buffers for few rows of keys and values, which no step but those of their group reads.
-fn own_buffers(shared: &Shared, plan: &Plan, parts: &[Part]) -> Result<BTreeMap<usize, Buffer>> {
+/// Buffers for few rows of what groups of projections keep, which no step but those of their group reads.
+fn own_buffers(shared: &Shared, plan: &Plan, parts: &[Part]) -> Result<BTreeMap<usize, Own>> {
     let mut own = BTreeMap::new();
     for part in parts {
         let Part::First(Group::Heads(heads), steps) = part else {
             continue;
         };
-        let of_norm = heads.norm.map(|_| heads.product.src);
-        for &step in steps.iter().filter(|_| heads.cache.is_some()) {
-            let dst = plan.steps[step]
-                .op
-                .dst()
-                .filter(|dst| Some(*dst) != of_norm);
-            let Some(dst) = dst.filter(|dst| fuse::is_read_within(plan, steps, step, *dst)) else {
-                continue;
-            };
-            let name = &plan.steps[step].name;
-            let bytes = FEW_ROWS * row_stride(plan.buffer(dst).width) * 4;
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            own.insert(
-                step,
-                shared
-                    .context
-                    .create_buffer(Purpose::Scratch, name, bytes as u64, usage)?,
+        let kept = heads.projections.iter().flat_map(Projection::kept);
+        let mut end = 0;
+        let mut places = Vec::new();
+        for buffer in kept {
+            let writer = |step: &&usize| plan.steps[**step].op.dst() == Some(buffer);
+            places.extend(
+                steps
+                    .iter()
+                    .find(writer)
+                    .map(|&step| (step, end as u64 * 4)),
             );
+            end += matvec_heads::kept_len(plan.buffer(buffer).width);
         }
+        let Some(&(first, _)) = places.first() else {
+            continue;
+        };
+        let name = &plan.steps[first].name;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        let context = &shared.context;
+        let buffer = context.create_buffer(Purpose::Scratch, name, end as u64 * 4, usage)?;
+        own.extend(places.into_iter().map(|(step, offset)| {
+            let buffer = buffer.clone();
+            (step, Own { buffer, offset })
+        }));
     }
     Ok(own)
 }
@@ -309,8 +324,12 @@ impl Places for Lowering<'_> {
         self.shared.weights.shards(weight).len() == 1
     }
 
-    fn are_together(&self, first: WeightId, second: WeightId) -> bool {
-        self.shared.weights.are_together(first, second)
+    fn are_together(&self, weights: &[WeightId]) -> bool {
+        self.shared.weights.are_together(weights)
+    }
+
+    fn weight_type(&self, weight: WeightId) -> WeightType {
+        self.shared.weights.get(weight).ty
     }
 
     fn width(&self, weight: WeightId) -> usize {

@@ -2,7 +2,7 @@
 
 use super::buffers::attention_shape;
 use super::fuse::Part;
-use super::{Draft, Rounded, SessionBuffers, whole};
+use super::{Draft, Own, Rounded, SessionBuffers, whole};
 use crate::device::wgpu::Shared;
 use crate::device::wgpu::buffer::Buffer;
 use crate::device::wgpu::select::{Choice, Rows};
@@ -23,7 +23,7 @@ pub(super) struct Lowering<'a> {
     pub(super) plan: &'a Plan,
     pub(super) kv: &'a KvLayout,
     pub(super) buffers: &'a SessionBuffers,
-    pub(super) own: BTreeMap<usize, &'a Buffer>,
+    pub(super) own: BTreeMap<usize, &'a Own>,
     pub(super) tables: &'a [Buffer],
     pub(super) choice: &'a Choice,
 }
@@ -68,10 +68,22 @@ impl<'a> Lowering<'a> {
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::ExpertMatMul { .. } => self.expert_matmul(index, op),
-            Op::WeightedSum { src, weights, dst } => {
-                use kernels::weighted_sum::{KERNEL, Params, grid};
+            Op::HeadMatMul { .. } => self.head_matmul(index, op),
+            Op::WeighSlots { src, weights, dst } => {
+                use kernels::weigh_slots::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst), self.width(weights));
                 let storage = vec![of(src), of(weights), of(dst)];
+                vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
+            }
+            Op::WeightedSum { src, weights, dst } => {
+                use kernels::weighted_sum::{KERNEL, Params, grid};
+                let n_slots = self.plan.buffer(src).extent.n_slots();
+                let params = Params::new(self.width(dst), n_slots);
+                let params = match weights {
+                    Some(_) => params,
+                    None => params.unweighted(),
+                };
+                let storage = vec![of(src), of(weights.unwrap_or(src)), of(dst)];
                 vec![self.plain(index, dst, &KERNEL, params, storage, grid)]
             }
             Op::RmsNorm {
@@ -135,7 +147,7 @@ impl<'a> Lowering<'a> {
             Op::StoreKv { k, v, layer } => {
                 use kernels::store_kv::{KERNEL, Params, grid};
                 let [keys, values] = self.buffers.caches[layer].each_ref().map(whole);
-                let params = Params::new(self.width(k));
+                let params = Params::new([k, v].map(|id| self.width(id)));
                 vec![self.plain(
                     index,
                     k,
@@ -171,6 +183,11 @@ impl<'a> Lowering<'a> {
                 let params = Params::new(self.width(dst), function);
                 vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
             }
+            Op::CausalConv { .. }
+            | Op::StateScan { .. }
+            | Op::DeltaRule { .. }
+            | Op::GroupNorm { .. }
+            | Op::TakeColumns { .. } => self.recurrent(index, op),
             // The product in front of it has added its residual.
             Op::Add { .. } if self.residual_of(index.wrapping_sub(1)).is_some() => Vec::new(),
             Op::Add { a, b, dst } => {

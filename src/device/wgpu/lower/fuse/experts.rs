@@ -20,6 +20,7 @@ pub(in crate::device::wgpu::lower) struct ExpertProduct {
     pub(in crate::device::wgpu::lower) chosen: BufferId,
     pub(in crate::device::wgpu::lower) weight: WeightId,
     pub(in crate::device::wgpu::lower) bias: Option<WeightId>,
+    pub(in crate::device::wgpu::lower) n_expert: usize,
     /// Whether few rows of `src` become int8.
     pub(in crate::device::wgpu::lower) int8: bool,
     pub(in crate::device::wgpu::lower) dst: BufferId,
@@ -33,9 +34,9 @@ impl Finder<'_> {
             chosen,
             weight,
             bias,
+            n_expert,
             int8_rows,
             dst,
-            ..
         } = self.plan.steps[step].op
         else {
             return None;
@@ -46,6 +47,7 @@ impl Finder<'_> {
             chosen,
             weight,
             bias,
+            n_expert,
             int8,
             dst,
         })
@@ -68,7 +70,8 @@ impl Finder<'_> {
         let [gate, up] = [self.expert_product(of_gate)?, self.expert_product(of_up)?];
         let biases_together = match (gate.bias, up.bias) {
             (None, None) => true,
-            (Some(gate), Some(up)) => self.places.are_together(gate, up),
+            // The kernel has the bias of `up` behind that of the gate.
+            (Some(gate), Some(up)) => gate.0 < up.0 && self.places.are_together(&[gate, up]),
             _ => false,
         };
         let read = [gate.src, gate.chosen];
@@ -78,7 +81,9 @@ impl Finder<'_> {
             && self.is_untouched(steps[0]..step, dst)
             && self.is_untouched(steps[0]..steps[1], up.dst)
             && self.is_untouched(steps[0] + 1..steps[1], gate.dst)
-            && self.places.are_together(gate.weight, up.weight)
+            && gate.n_expert == up.n_expert
+            && self.places.weight_type(gate.weight) == self.places.weight_type(up.weight)
+            && self.places.are_together(&[gate.weight, up.weight])
             && biases_together;
         let gated = ExpertGated {
             gate,
