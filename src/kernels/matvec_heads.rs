@@ -3,6 +3,7 @@
 
 use super::repack::Matrix;
 use super::rope;
+use super::teams::Teams;
 use super::{Access, Kernel, Uses, grid as grid_of};
 use bytemuck::{Pod, Zeroable};
 
@@ -73,6 +74,11 @@ impl Params {
 /// Whether heads have the form that the kernel takes.
 pub(crate) fn fits(head_dim: usize, n_dims: usize) -> bool {
     head_dim.is_multiple_of(4) && n_dims.is_multiple_of(4)
+}
+
+/// Whether teams are right for it: neighbouring columns of one word of the cache belong to one workgroup.
+pub(crate) fn takes(teams: &Teams) -> bool {
+    teams.n_pairs().is_multiple_of(2)
 }
 
 /// The kernel; its twin is [`super::matmul::twin`], then [`rope::twin`], then

@@ -32,8 +32,6 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> dst: array<f32>;      // [n_rows, dst_stride], written where has_rope
 @group(0) @binding(8) var<storage, read_write> cache: array<u32>;    // [capacity, matrix.n_rows], written where has_cache
 
-const INT8_PAIRS = 1u;
-
 // What each invocation has: the product, then what goes to the cache.
 var<workgroup> values: array<f32, WORKGROUP>;
 

@@ -306,7 +306,7 @@ fn rows_per_shard(ty: WeightType, n_cols: usize, max_bytes: usize) -> usize {
 /// Invocations that share a row of a matrix in a product with few rows: as few as leave each of them four
 /// units, since what they have must be added up in the end; but more where the rows are too few to keep a
 /// large GPU busy, as long as each of them has one.
-fn team_size(n_rows: usize, units_per_row: usize) -> u32 {
+pub(super) fn team_size(n_rows: usize, units_per_row: usize) -> u32 {
     /// Invocations of a kernel that has two rows for each team.
     const BUSY: usize = 1 << 16;
     const MOST: usize = 64;

@@ -8,8 +8,9 @@ use super::{
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::repack::{Matrix, Shard};
+use crate::kernels::teams::{FewRows, Of, Teams};
 use crate::kernels::{
-    BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec, matvec_gated,
+    BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec_gated,
     matvec_heads, quantize, rms_norm, rope, row_stride, store_kv,
 };
 use crate::kv_cache::KvType;
@@ -188,7 +189,7 @@ struct Heads {
     rope: Option<(RopePairing, usize)>,
     cache: Option<KvType>,
     bias: bool,
-    team_size: u32,
+    teams: Teams,
 }
 
 fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> Result<(), String> {
@@ -208,11 +209,11 @@ fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> 
         .bias
         .then(|| (0..width).map(|_| random.signed()).collect());
     let matrix = Matrix {
-        team_size: case.team_size,
+        team_size: case.teams.size,
         ..weights.shard.matrix()
     };
     let strides = [n_cols, width].map(row_stride);
-    let n_pairs = matvec::n_pairs(case.team_size, src);
+    let n_pairs = case.teams.n_pairs();
     let mut params = matvec_heads::Params::new(matrix, strides, n_pairs, width);
     (params.eps, params.writes_norm) = (EPS, 1);
     params.has_bias = u32::from(case.bias);
@@ -231,12 +232,12 @@ fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> 
             .collect();
     }
     let kv = case.cache.unwrap_or(KvType::F32);
-    let variant = Variant {
+    let variant = case.teams.put_into(Variant {
         weight: ty,
         src,
         kv,
         ..Variant::PLAIN
-    };
+    });
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_heads::KERNEL, &variant, from, to),
         None => &matvec_heads::KERNEL,
@@ -302,8 +303,20 @@ const HEADS: Heads = Heads {
     rope: Some((RopePairing::Halves, 12)),
     cache: Some(KvType::F16),
     bias: true,
-    team_size: 8,
+    teams: Teams {
+        size: 8,
+        workgroup: 128,
+        pairs: 1,
+    },
 };
+
+/// F32 is multiplied with two pairs of rows at a time.
+fn of_src(teams: Teams, src: Src) -> Teams {
+    match src {
+        Src::F32 => Teams { pairs: 2, ..teams },
+        Src::Int8 | Src::Norm => teams,
+    }
+}
 
 #[test]
 fn matvec_heads_matches_the_twins_of_its_steps() {
@@ -315,12 +328,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
         Some((RopePairing::Halves, 12)),
         Some((RopePairing::Adjacent, 8)),
     ];
-    let shapes = [
-        (64, 9, 64, 8),
-        (576, 3, 4, 16),
-        (32, 1, 128, 64),
-        (96, 2, 80, 32),
-    ];
+    let shapes = [(64, 3, 64), (576, 3, 4), (32, 1, 128), (96, 2, 20)];
     for src in SOURCES {
         for cache in [None, Some(KvType::F32), Some(KvType::F16)] {
             for (index, rope) in ropes.into_iter().enumerate() {
@@ -329,23 +337,36 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
                     cache,
                     src,
                     bias: index % 2 == 0,
+                    teams: of_src(HEADS.teams, src),
                     ..HEADS
                 };
                 run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
             }
-            for (n_cols, n_head, head_dim, team_size) in shapes {
-                let case = Heads {
-                    ty: WeightType::Q4_1,
+            for (n_cols, n_head, head_dim) in shapes {
+                let product = FewRows {
+                    of: Of::Heads,
+                    weight: WeightType::Q4_1,
                     src,
-                    n_cols,
-                    n_head,
-                    head_dim,
-                    rope: Some((RopePairing::Halves, head_dim)),
-                    cache,
-                    bias: false,
-                    team_size,
+                    n_out: n_head * head_dim,
+                    units_per_row: n_cols / 32,
                 };
-                run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+                // All teams where columns share words of the cache.
+                let all = n_cols == 96 && cache == Some(KvType::F16);
+                let n = if all { usize::MAX } else { 1 };
+                for teams in product.all().take(n) {
+                    let case = Heads {
+                        ty: WeightType::Q4_1,
+                        src,
+                        n_cols,
+                        n_head,
+                        head_dim,
+                        rope: Some((RopePairing::Halves, head_dim)),
+                        cache,
+                        bias: false,
+                        teams,
+                    };
+                    run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+                }
             }
         }
     }
@@ -353,6 +374,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
         ty: WeightType::BF16,
         src: Src::F32,
         n_cols: 33,
+        teams: of_src(HEADS.teams, Src::F32),
         ..HEADS
     };
     run_heads(context, &float, None).unwrap();
@@ -422,8 +444,7 @@ struct Gated {
     n_cols: usize,
     activation: Activation,
     has_int8: bool,
-    team_size: u32,
-    is_wide: bool,
+    teams: Teams,
 }
 
 const GATED: Gated = Gated {
@@ -433,8 +454,11 @@ const GATED: Gated = Gated {
     n_cols: 512,
     activation: Activation::Silu,
     has_int8: true,
-    team_size: 32,
-    is_wide: true,
+    teams: Teams {
+        size: 32,
+        workgroup: 256,
+        pairs: 2,
+    },
 };
 
 fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> Result<(), String> {
@@ -455,7 +479,7 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
     let up_start = words.len() as u32;
     words.extend_from_slice(&up.words);
     let matrix = Matrix {
-        team_size: case.team_size,
+        team_size: case.teams.size,
         ..gate.shard.matrix()
     };
     let up_matrix = Matrix {
@@ -469,12 +493,11 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
         has_int8: u32::from(case.has_int8),
         ..matvec_gated::Params::new(matrix, up_matrix, strides, activation)
     };
-    let variant = Variant {
+    let variant = case.teams.put_into(Variant {
         weight: ty,
         src,
-        is_wide: case.is_wide,
         ..Variant::PLAIN
-    };
+    });
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_gated::KERNEL, &variant, from, to),
         None => &matvec_gated::KERNEL,
@@ -526,7 +549,16 @@ fn matvec_gated_matches_the_twins_of_its_steps() {
     let shapes = [(1, 32), (31, 64), (33, 576), (128, 96), (1536, 64)];
     for src in SOURCES {
         for (index, (n_out, n_cols)) in shapes.into_iter().enumerate() {
-            for team_size in [8, 16, 32, 64] {
+            let product = FewRows {
+                of: Of::Gated,
+                weight: WeightType::Q5_0,
+                src,
+                n_out,
+                units_per_row: n_cols / 32,
+            };
+            // All teams where the last outputs are no whole unit.
+            let n = if n_out == 33 { usize::MAX } else { 2 };
+            for teams in product.all().take(n) {
                 let case = Gated {
                     ty: WeightType::Q5_0,
                     src,
@@ -534,8 +566,7 @@ fn matvec_gated_matches_the_twins_of_its_steps() {
                     n_cols,
                     activation: [Activation::Silu, Activation::GeluTanh][index % 2],
                     has_int8: index != 2,
-                    team_size,
-                    is_wide: index % 2 == 1,
+                    teams,
                 };
                 run_gated(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
             }

@@ -4,8 +4,10 @@ use super::fuse::{Gated, Group, Heads, Norm, Product};
 use super::steps::Lowering;
 use super::{Draft, whole};
 use crate::device::wgpu::buffer::Buffer;
+use crate::device::wgpu::tune::Subject;
 use crate::kernels::repack::Matrix;
-use crate::kernels::{Src, Variant, matvec, matvec_gated, matvec_heads, rope, row_stride};
+use crate::kernels::teams::{FewRows, Of};
+use crate::kernels::{Src, Variant, matvec_gated, matvec_heads, rope, row_stride};
 use crate::plan::BufferId;
 
 impl<'a> Lowering<'a> {
@@ -67,8 +69,19 @@ impl<'a> Lowering<'a> {
         let width = self.width(dst);
         let strides = [src, dst].map(|buffer| row_stride(self.width(buffer)));
         let (few, few_src) = self.few_src(&heads.product, heads.norm);
-        let n_pairs = matvec::n_pairs(matrix.team_size, few);
-        let mut params = matvec_heads::Params::new(matrix, strides, n_pairs, width);
+        let of_product = FewRows {
+            of: Of::Heads,
+            weight: shard.shard.ty,
+            src: few,
+            n_out: shard.shard.n_rows,
+            units_per_row: matrix.units_per_row as usize,
+        };
+        let teams = self.choice.teams(&of_product);
+        let matrix = Matrix {
+            team_size: teams.size,
+            ..matrix
+        };
+        let mut params = matvec_heads::Params::new(matrix, strides, teams.n_pairs(), width);
 
         // What is not wanted is not touched, whatever is bound for it.
         let product = whole(self.written(writes, dst));
@@ -108,10 +121,11 @@ impl<'a> Lowering<'a> {
         let kernel = &matvec_heads::KERNEL;
         let draft = self.plain(step, dst, kernel, params, storage, matvec_heads::grid);
         Draft {
+            subject: Some(Subject::FewRows(of_product)),
             variant: Variant {
                 weight: shard.shard.ty,
                 src: few,
-                ..draft.variant
+                ..teams.put_into(draft.variant)
             },
             ..draft
         }
@@ -122,7 +136,20 @@ impl<'a> Lowering<'a> {
         let gate_shard = &self.shared.weights.shards(gate.weight)[0];
         let up_shard = &self.shared.weights.shards(up.weight)[0];
         let (weights, up_start) = gate_shard.binding_with(up_shard);
+        let (few, few_src) = self.few_src(gate, gated.norm);
         let matrix = gate_shard.shard.matrix();
+        let product = FewRows {
+            of: Of::Gated,
+            weight: gate_shard.shard.ty,
+            src: few,
+            n_out: gate_shard.shard.n_rows,
+            units_per_row: matrix.units_per_row as usize,
+        };
+        let teams = self.choice.teams(&product);
+        let matrix = Matrix {
+            team_size: teams.size,
+            ..matrix
+        };
         let up_matrix = Matrix {
             planes: matrix.planes.map(|plane| plane + up_start),
             ..matrix
@@ -139,18 +166,17 @@ impl<'a> Lowering<'a> {
         if let Some(norm) = gated.norm {
             (params.eps, params.writes_norm) = (norm.eps, u32::from(norm.writes));
         }
-        let (few, few_src) = self.few_src(gate, gated.norm);
         let norm = self.norm_storage(gate, gated.norm, &result);
         let mut storage = vec![weights, few_src, gate_dst, up_dst, result, int8_dst];
         storage.extend(norm);
         let kernel = &matvec_gated::KERNEL;
         let draft = self.plain(step, *dst, kernel, params, storage, matvec_gated::grid);
         Draft {
+            subject: Some(Subject::FewRows(product)),
             variant: Variant {
                 weight: gate_shard.shard.ty,
                 src: few,
-                is_wide: matvec_gated::is_wide(&params),
-                ..draft.variant
+                ..teams.put_into(draft.variant)
             },
             ..draft
         }

@@ -4,11 +4,13 @@ mod buffers;
 mod experts;
 mod few;
 mod fuse;
+mod probe;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(super) use buffers::SessionBuffers;
+pub(super) use probe::Probe;
 
 use self::fuse::{Group, Part, Places};
 use self::steps::Lowering;
@@ -17,6 +19,7 @@ use super::buffer::Buffer;
 use super::chain;
 use super::pipelines::Pipeline;
 use super::select::{Choice, FEW_ROWS, Rows};
+use super::tune::Subject;
 use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::kernels::{self, Kernel, Variant, row_stride};
@@ -64,6 +67,8 @@ struct Draft<'a> {
     rows: Rows,
     visible: RangeInclusive<usize>,
     extent: Extent,
+    /// What its kernel was chosen as.
+    subject: Option<Subject>,
     kernel: &'static Kernel,
     variant: Variant,
     params: Vec<u8>,
@@ -114,10 +119,23 @@ pub(super) fn lower(
     };
     let own = own_buffers(shared, plan, &parts)?;
     lowering.own = own.iter().map(|(&step, buffer)| (step, buffer)).collect();
-    let normed = fuse::normed_in_kernels(&parts);
+    let drafts = draft(&lowering, &parts);
+    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
+    // What chooses tokens behind the plan is compiled meanwhile.
+    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
+    shared.context.compile_all(of_drafts.chain(of_chain))?;
+    let steps = bind(shared, plan, buffers, drafts)?;
+    let beside = beside(plan);
+    Ok(Lowered { steps, own, beside })
+}
+
+/// The dispatches of every step, before their parameters have a place.
+fn draft<'a>(lowering: &Lowering<'a>, parts: &[Part]) -> Vec<Draft<'a>> {
+    let plan = lowering.plan;
+    let normed = fuse::normed_in_kernels(parts);
     let mut drafts = Vec::new();
     let mut rounded = Rounded::default();
-    for (index, (step, part)) in plan.steps.iter().zip(&parts).enumerate() {
+    for (index, (step, part)) in plan.steps.iter().zip(parts).enumerate() {
         drafts.extend(lowering.rounding(index, &step.op, &mut rounded, &normed));
         if let Part::First(group, steps) = part {
             drafts.push(lowering.fused(index, group, steps));
@@ -140,13 +158,7 @@ pub(super) fn lower(
             }
         }
     }
-    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
-    // What chooses tokens behind the plan is compiled meanwhile.
-    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
-    shared.context.compile_all(of_drafts.chain(of_chain))?;
-    let steps = bind(shared, plan, buffers, drafts)?;
-    let beside = beside(plan);
-    Ok(Lowered { steps, own, beside })
+    drafts
 }
 
 /// The first steps of products that have a source in common and follow each other.
