@@ -8,6 +8,7 @@ use super::attention::Shape;
 use super::{Access, Kernel, ROW_ALIGNMENT, Uses, row_stride};
 use crate::kv_cache::MAX_HEAD_DIM;
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 /// The `Params` of `attention_few.wgsl` and `attention_merge.wgsl`.
 #[repr(C)]
@@ -171,6 +172,30 @@ const MOST_WHOLE_TILES: usize = 3;
 const ENOUGH_WORKGROUPS: usize = 512;
 /// Splits of heads of 128 whose merging loads them all at once.
 const MOST_SPLITS: usize = 64;
+
+/// From where on the keys are split, and into how many parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Splits {
+    /// The most positions in a row's past, its own included, that [`Heads::whole`] attends to.
+    pub(crate) most_whole: usize,
+    /// Splits of the keys for rows behind more; 1 where there are none such.
+    pub(crate) n: usize,
+}
+
+impl Splits {
+    /// What is chosen without measuring.
+    pub(crate) fn rule(shape: &Shape) -> Splits {
+        Splits {
+            most_whole: most_whole(shape),
+            n: splits(shape),
+        }
+    }
+
+    /// Whether heads that are split by the rule may be split so.
+    pub(crate) fn fits(&self, shape: &Shape) -> bool {
+        (2..=splits(shape)).contains(&self.n) && self.most_whole > 0
+    }
+}
 
 /// The most positions in a row's past, its own included, where [`Heads::whole`] is faster than splits;
 /// `usize::MAX` where the window is short enough for any.

@@ -2,6 +2,7 @@
 //! int8 for the product behind it.
 
 use super::repack::{Matrix, team_size};
+use super::teams::Teams;
 use super::{Access, Kernel, Uses, gated_activation, grid as grid_of};
 use crate::plan::Activation;
 use bytemuck::{Pod, Zeroable};
@@ -99,10 +100,15 @@ pub(crate) const KERNEL: Kernel = Kernel {
     },
 };
 
-/// Whether workgroups are to be wide, as those of [`super::matvec_gated`] for one token.
-pub(crate) fn is_wide(params: &Params) -> bool {
+/// The teams that it has: workgroups are wide where those of [`super::matvec_gated`] would be, for one token.
+pub(crate) fn teams(params: &Params) -> Teams {
     const FEW_WORKGROUPS: u32 = 264;
-    params.n_out.div_ceil(N_OUTPUTS) * params.n_chosen <= FEW_WORKGROUPS
+    let is_wide = params.n_out.div_ceil(N_OUTPUTS) * params.n_chosen <= FEW_WORKGROUPS;
+    Teams {
+        size: params.matrix.team_size,
+        workgroup: if is_wide { 256 } else { 128 },
+        pairs: 2,
+    }
 }
 
 /// The grid for `n_slots` rows of `dst`.

@@ -27,8 +27,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read> bias: array<f32>;          // [n_expert * n_out], read where has_bias
 @group(0) @binding(6) var<storage, read_write> dst: array<f32>;     // [n_slots, dst_stride]
 
-const INT8_PAIRS = 1u;
-
 // The expert's first row, seen from the first row of the shard: it may be before that.
 var<private> first_row: i32;
 

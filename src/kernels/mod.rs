@@ -43,6 +43,7 @@ pub(crate) mod sentinel;
 pub(crate) mod state_scan;
 pub(crate) mod store_kv;
 pub(crate) mod take_columns;
+pub(crate) mod teams;
 pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
@@ -192,8 +193,10 @@ pub(crate) struct Variant {
     pub(crate) heads: Option<attention_few::Heads>,
     /// What a workgroup computes of attention by cooperative matrices.
     pub(crate) attention_tile: Option<attention_coop::Tile>,
-    /// Whether workgroups of [`Uses::matvec`] have 256 invocations, else 128.
-    pub(crate) is_wide: bool,
+    /// Invocations of workgroups of [`Uses::matvec`].
+    pub(crate) workgroup: u32,
+    /// [`teams::Teams::pairs`], where it is not F32 that is multiplied.
+    pub(crate) int8_pairs: u32,
     /// The parameters, where they are part of the text and not read from the uniform: the first loads of
     /// a kernel then wait for nothing.
     pub(crate) constants: Option<Constants>,
@@ -209,7 +212,8 @@ impl Variant {
         tile: None,
         heads: None,
         attention_tile: None,
-        is_wide: false,
+        workgroup: 128,
+        int8_pairs: 1,
         constants: None,
     };
 }
@@ -318,10 +322,10 @@ impl Kernel {
             source += include_str!("common/int8.wgsl");
         }
         if self.uses.matvec {
-            source += match variant.is_wide {
-                true => "const WORKGROUP = 256u;\n",
-                false => "const WORKGROUP = 128u;\n",
-            };
+            source += &format!("const WORKGROUP = {}u;\n", variant.workgroup);
+            if variant.src != Src::F32 {
+                source += &format!("const INT8_PAIRS = {}u;\n", variant.int8_pairs);
+            }
             source += include_str!("common/matvec.wgsl");
             source += match variant.src {
                 Src::F32 => include_str!("common/src_f32.wgsl"),

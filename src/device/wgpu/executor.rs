@@ -107,7 +107,7 @@ impl Rows {
 impl GpuExecutor {
     pub(super) fn new(shared: Arc<Shared>, plan: Arc<Plan>, kv: &KvLayout) -> Result<Self> {
         let context = &shared.context;
-        let choice = Choice::new(context, shared.rounding, kv.ty);
+        let choice = Choice::new(context, shared.rounding, kv.ty).tuned(shared.tuning.clone());
         let buffers = SessionBuffers::new(context, &plan, kv, &choice)?;
         let lowered = lower(&shared, &plan, kv, &buffers, &choice)?;
         let stride = row_stride(plan.buffer(plan.logits).width);

@@ -1,13 +1,18 @@
 //! Which kernel a step gets: by the rows of the batch, and by what the adapter can do.
 
 use super::context::Context;
+use super::tune::{ManyRows, Tuning};
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
+use crate::kernels::attention::Shape;
+use crate::kernels::attention_few::Splits;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
+use crate::kernels::teams::{FewRows, Teams};
 use crate::kernels::{Constants, Variant, attention_coop, expert_matmul};
 use crate::kv_cache::KvType;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// Up to this many rows each row reads the weights for itself; more share them in tiles.
 pub(super) const FEW_ROWS: usize = 4;
@@ -30,6 +35,12 @@ impl Rows {
     /// Whether it is for all that the other is for.
     pub(super) fn contains(&self, other: &Rows) -> bool {
         self.0.contains(other.0.start()) && self.0.contains(other.0.end())
+    }
+
+    /// Those of a range among them.
+    fn within(&self, range: &RangeInclusive<usize>) -> Option<Rows> {
+        let rows = *self.0.start().max(range.start())..=*self.0.end().min(range.end());
+        (!rows.is_empty()).then_some(Rows(rows))
     }
 
     /// The fewest.
@@ -84,7 +95,7 @@ fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
 }
 
 /// What every kernel of an executor is compiled for, but for the type of its weights.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Choice {
     kv: KvType,
     subgroups: bool,
@@ -96,6 +107,8 @@ pub(super) struct Choice {
     inlines_params: bool,
     /// Whether kernels compute several steps, and write results in the form that the next step takes.
     pub(super) fuses: bool,
+    /// What was found by measuring; the rest is chosen by rule.
+    tuning: Arc<Tuning>,
 }
 
 impl Choice {
@@ -108,7 +121,24 @@ impl Choice {
             inlines_params: context.allowed.constants
                 && context.info.kind != DeviceKind::SoftwareGpu,
             fuses: context.allowed.fusion,
+            tuning: Arc::default(),
         }
+    }
+
+    /// The same with what was found by measuring.
+    pub(super) fn tuned(self, tuning: Arc<Tuning>) -> Choice {
+        Choice { tuning, ..self }
+    }
+
+    /// The teams of a product of few rows.
+    pub(super) fn teams(&self, product: &FewRows) -> Teams {
+        self.tuning.teams(product).unwrap_or_else(|| product.rule())
+    }
+
+    /// Where attention of few rows splits its keys.
+    pub(super) fn splits(&self, shape: &Shape) -> Splits {
+        let rule = || Splits::rule(shape);
+        self.tuning.splits(shape, self.kv).unwrap_or_else(rule)
     }
 
     /// The variant of a kernel that reads no matrix; the weight type is not looked at.
@@ -150,6 +180,36 @@ impl Choice {
             return Vec::new();
         };
         let tiles = self.tiles_that_fit(matrix, units_per_row);
+        let by_rule = Choice::tiles_by_rule(&tiles, n_out);
+        let of_range = |(range, n_rows): &(RangeInclusive<usize>, usize)| {
+            let product = ManyRows {
+                weight,
+                n_out,
+                units_per_row,
+                n_rows: *n_rows,
+            };
+            match self.tuning.tile(&product, &tiles) {
+                Some(tile) => vec![(Rows(range.clone()), tile)],
+                None => {
+                    let within = |(rows, tile): &(Rows, Tile)| Some((rows.within(range)?, *tile));
+                    by_rule.iter().filter_map(within).collect()
+                }
+            }
+        };
+        let mut found: Vec<(Rows, Tile)> = Vec::new();
+        for (rows, tile) in ManyRows::RANGES.iter().flat_map(of_range) {
+            match found.last_mut() {
+                Some((larger, same)) if *same == tile => {
+                    *larger = Rows(rows.start()..=*larger.0.end());
+                }
+                _ => found.push((rows, tile)),
+            }
+        }
+        found
+    }
+
+    /// The tiles that are chosen without measuring.
+    fn tiles_by_rule(tiles: &[Tile], n_out: usize) -> Vec<(Rows, Tile)> {
         let mut found = Vec::new();
         let mut end = usize::MAX;
         for (index, tile) in tiles.iter().enumerate() {
@@ -239,6 +299,7 @@ mod tests {
             workgroup_bytes: 49152,
             inlines_params: true,
             fuses: true,
+            tuning: Arc::default(),
         }
     }
 

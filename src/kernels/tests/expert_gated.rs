@@ -31,7 +31,7 @@ struct Gated {
     has_int8: bool,
     has_bias: bool,
     is_by_slot: bool,
-    is_wide: bool,
+    workgroup: u32,
 }
 
 const GATED: Gated = Gated {
@@ -45,7 +45,7 @@ const GATED: Gated = Gated {
     has_int8: true,
     has_bias: true,
     is_by_slot: false,
-    is_wide: true,
+    workgroup: 256,
 };
 
 fn judge(
@@ -109,7 +109,8 @@ fn check(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> Resu
     let variant = Variant {
         weight: ty,
         src,
-        is_wide: case.is_wide,
+        workgroup: case.workgroup,
+        int8_pairs: 2,
         ..Variant::PLAIN
     };
     let kernel = match mistake {
@@ -238,7 +239,7 @@ fn expert_gated_matches_the_twins_of_its_steps() {
                 has_int8: index != 2,
                 has_bias: index % 2 == 0,
                 is_by_slot: index == 3,
-                is_wide: index % 2 == 1,
+                workgroup: [128, 256][index % 2],
             };
             check(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
         }

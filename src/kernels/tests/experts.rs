@@ -376,7 +376,7 @@ impl Product {
         let rounded = expected(&rounded, int8_rows(&src, n_cols));
 
         for variant in variants(&expert_matvec::KERNEL, context.subgroups()) {
-            if variant.weight != ty || variant.is_wide {
+            if variant.weight != ty || variant.workgroup != 128 {
                 continue;
             }
             let Expected { seen, want, size } = match variant.src {

@@ -113,8 +113,14 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         variants.extend(rounded);
     }
     if kernel.uses.matvec {
-        let both = |v| [false, true].map(|is_wide| Variant { is_wide, ..v });
-        variants = variants.into_iter().flat_map(both).collect();
+        let each = |v: Variant| {
+            [(64, 2), (128, 1), (256, 2)].map(|(workgroup, int8_pairs)| Variant {
+                workgroup,
+                int8_pairs,
+                ..v
+            })
+        };
+        variants = variants.into_iter().flat_map(each).collect();
     }
     if kernel.uses.tile {
         let with_each = |v| tiles().map(move |tile| Variant { tile, ..v });

@@ -125,8 +125,7 @@ impl SessionBuffers {
             _ => None,
         });
         let partials = partials.map(|shape| {
-            let splits = attention_few::splits(&shape);
-            let params = attention_few::Params::new(&shape, splits, false);
+            let params = attention_few::Params::new(&shape, choice.splits(&shape).n, false);
             attention_few::partials_len(&params, Heads::shared(&shape), FEW_ROWS)
         });
         let partials = partials

@@ -259,8 +259,7 @@ impl<'a> Lowering<'a> {
             variant: Variant {
                 weight: shards[0].ty,
                 src,
-                is_wide: expert_gated::is_wide(&params),
-                ..draft.variant
+                ..expert_gated::teams(&params).put_into(draft.variant)
             },
             ..draft
         }

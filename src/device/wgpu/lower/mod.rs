@@ -5,12 +5,14 @@ mod experts;
 mod few;
 mod fuse;
 mod heads;
+mod probe;
 mod recurrent;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(super) use buffers::SessionBuffers;
+pub(super) use probe::Probe;
 
 use self::fuse::{Group, Part, Places, Projection};
 use self::steps::Lowering;
@@ -19,6 +21,7 @@ use super::buffer::Buffer;
 use super::chain;
 use super::pipelines::Pipeline;
 use super::select::{Choice, Rows};
+use super::tune::Subject;
 use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::gguf::WeightType;
@@ -67,6 +70,8 @@ struct Draft<'a> {
     rows: Rows,
     visible: RangeInclusive<usize>,
     extent: Extent,
+    /// What its kernel was chosen as.
+    subject: Option<Subject>,
     kernel: &'static Kernel,
     variant: Variant,
     params: Vec<u8>,
@@ -124,10 +129,23 @@ pub(super) fn lower(
     };
     let own = own_buffers(shared, plan, &parts)?;
     lowering.own = own.iter().map(|(&step, buffer)| (step, buffer)).collect();
-    let normed = fuse::normed_in_kernels(&parts);
+    let drafts = draft(&lowering, &parts);
+    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
+    // What chooses tokens behind the plan is compiled meanwhile.
+    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
+    shared.context.compile_all(of_drafts.chain(of_chain))?;
+    let steps = bind(shared, plan, buffers, drafts)?;
+    let beside = beside(plan);
+    Ok(Lowered { steps, own, beside })
+}
+
+/// The dispatches of every step, before their parameters have a place.
+fn draft<'a>(lowering: &Lowering<'a>, parts: &[Part]) -> Vec<Draft<'a>> {
+    let plan = lowering.plan;
+    let normed = fuse::normed_in_kernels(parts);
     let mut drafts = Vec::new();
     let mut rounded = Rounded::default();
-    for (index, (step, part)) in plan.steps.iter().zip(&parts).enumerate() {
+    for (index, (step, part)) in plan.steps.iter().zip(parts).enumerate() {
         drafts.extend(lowering.rounding(index, &step.op, &mut rounded, &normed));
         drafts.extend(lowering.expert_tables(index, &step.op, &mut rounded));
         if let Part::First(group, steps) = part {
@@ -151,13 +169,7 @@ pub(super) fn lower(
             }
         }
     }
-    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
-    // What chooses tokens behind the plan is compiled meanwhile.
-    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
-    shared.context.compile_all(of_drafts.chain(of_chain))?;
-    let steps = bind(shared, plan, buffers, drafts)?;
-    let beside = beside(plan);
-    Ok(Lowered { steps, own, beside })
+    drafts
 }
 
 /// The first steps of products that have a source in common and follow each other.

@@ -6,8 +6,11 @@ use super::{Draft, Own, Rounded, SessionBuffers, whole};
 use crate::device::wgpu::Shared;
 use crate::device::wgpu::buffer::Buffer;
 use crate::device::wgpu::select::{Choice, Rows};
+use crate::device::wgpu::tune::{ManyRows, Subject};
 use crate::device::wgpu::weights::WeightShard;
 use crate::kernels::attention_few::Heads;
+use crate::kernels::repack::Matrix;
+use crate::kernels::teams::{FewRows, Of};
 use crate::kernels::{self, Kernel, Src, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
@@ -275,6 +278,9 @@ impl<'a> Lowering<'a> {
             };
         };
 
+        let splits = self.choice.splits(&shape);
+        let (most_whole, n_splits) = (splits.most_whole, splits.n);
+        let subject = (n_splits > 1).then(|| Subject::Attention((&shape).into(), self.kv.ty));
         let int8 = self.int8_of_attention(op);
         let int8_binding = int8.map_or(of(dst), whole);
         let few = |heads: Heads, n_splits: usize, visible| {
@@ -293,6 +299,7 @@ impl<'a> Lowering<'a> {
             let draft = self.plain(step, dst, kernel, params, storage, grid);
             let draft = Draft {
                 visible,
+                subject,
                 variant: Variant {
                     heads: Some(heads),
                     ..draft.variant
@@ -301,8 +308,6 @@ impl<'a> Lowering<'a> {
             };
             draft.for_few(self.choice)
         };
-        let most_whole = attention_few::most_whole(&shape);
-        let n_splits = attention_few::splits(&shape);
         let mut drafts = vec![
             many.unwrap_or(Draft {
                 rows: Rows::MANY,
@@ -323,6 +328,7 @@ impl<'a> Lowering<'a> {
             });
             let merge = Draft {
                 visible,
+                subject,
                 variant: Variant {
                     heads: Some(Heads::merge(&shape)),
                     ..merge.variant
@@ -358,6 +364,7 @@ impl<'a> Lowering<'a> {
             is_sentinel: false,
             rows: Rows::ANY,
             visible: ALWAYS,
+            subject: None,
             extent: self.plan.buffer(rows_like).extent,
             kernel,
             variant: self.choice.plain(),
@@ -593,11 +600,22 @@ impl<'a> Lowering<'a> {
 
             let int8 = self.buffers.int8(src).filter(|_| int8_rows > 0);
             let few = if int8.is_some() { Src::Int8 } else { Src::F32 };
+            let product = FewRows {
+                of: Of::Matvec,
+                weight: shard.shard.ty,
+                src: few,
+                n_out: shard.shard.n_rows,
+                units_per_row: matrix.units_per_row as usize,
+            };
+            let teams = self.choice.teams(&product);
             let params = matvec::Params {
-                matrix,
+                matrix: Matrix {
+                    team_size: teams.size,
+                    ..matrix
+                },
                 src_stride,
                 dst_stride,
-                n_pairs: matvec::n_pairs(matrix.team_size, few),
+                n_pairs: teams.n_pairs(),
                 has_bias,
                 has_residual,
                 padding: [0; 3],
@@ -612,9 +630,10 @@ impl<'a> Lowering<'a> {
                 matvec::grid,
             );
             let draft = Draft {
+                subject: Some(Subject::FewRows(product)),
                 variant: Variant {
                     src: few,
-                    ..draft.variant
+                    ..teams.put_into(draft.variant)
                 },
                 ..draft
             };
@@ -635,12 +654,19 @@ impl<'a> Lowering<'a> {
                 let tiles = self
                     .choice
                     .tiles(shard.shard.ty, shard.shard.n_rows, units_per_row);
+                let product = ManyRows {
+                    weight: shard.shard.ty,
+                    n_out: shard.shard.n_rows,
+                    units_per_row,
+                    n_rows: 0,
+                };
                 drafts.extend(tiles.into_iter().map(|(rows, tile)| {
                     let kernel = &matmul_coop::KERNEL;
                     let grid = move |params: &_, n_rows| matmul_coop::grid(tile, params, n_rows);
                     let draft = self.plain(step, dst, kernel, params, storage.clone(), grid);
                     Draft {
                         rows,
+                        subject: Some(Subject::ManyRows(product)),
                         variant: Variant {
                             tile: Some(tile),
                             ..draft.variant
