@@ -1,7 +1,7 @@
 //! Products with weight matrices: `cargo bench --bench kernels -- [types | shapes] [TYPE]`.
 //!
 //! `types`: every weight type, 14336x4096. `shapes`: the matrices of three models, in Q4_0 or TYPE. Without a word
-//! both. One row and 512 rows, by every kernel, and few rows by teams of every size; `*` marks what a session runs,
+//! both. One row and 512 rows, by every kernel, and few rows by all teams; `*` marks what a session runs,
 //! and of the types says what is wanted of it and whether it is reached.
 
 use trueshot::GpuChoice;
@@ -131,7 +131,7 @@ fn line(product: &Product, found: &Measurement) -> String {
     } = product;
     let mark = if found.is_chosen { '*' } else { ' ' };
     format!(
-        "{mark} {:<20} {:<7} {n_rows:>3} x {n_out:>5} x {n_cols:>5}: {:>8.1} us {:>5.0} GB/s {:>6.1} TFLOP/s",
+        "{mark} {:<40} {:<7} {n_rows:>3} x {n_out:>5} x {n_cols:>5}: {:>8.1} us {:>5.0} GB/s {:>6.1} TFLOP/s",
         found.kernel,
         format!("{weight:?}"),
         found.time.as_secs_f64() * 1e6,

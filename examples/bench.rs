@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::{Result, options};
 use trueshot::gguf::{Gguf, TensorType};
-use trueshot::{Engine, GenerateOptions, KvType, SamplingOptions, Session, WeightStorage};
+use trueshot::{Engine, GenerateOptions, KvType, SamplingOptions, Session, Tune, WeightStorage};
 
 const ABOUT: &str = "\
 bench: tokens a second, one line a test
@@ -20,6 +20,8 @@ usage: cargo run --release --example bench -- [OPTIONS]
   --sampled          choose them as the options say; without it each is the most probable one
   --repeat N         runs of each test, after one that does not count [5]
   --json             an object a line
+
+With --tune what was tried and what it came to is written to stderr.
 ";
 
 fn main() -> ExitCode {
@@ -60,6 +62,9 @@ fn bench() -> Result {
         "f32"
     };
     let engine = options.build(gguf)?;
+    if let Some(tuning) = engine.tuning().filter(|_| options.tune == Tune::Again) {
+        eprintln!("{tuning}");
+    }
     let mut session = engine.session()?;
 
     let behind = prompt(&session, depth);

@@ -59,7 +59,7 @@ pub use device::wgpu::GpuFeatures;
 pub use device::wgpu::measure;
 pub use device::{
     Activations, AllocatorMemory, Clock, Device, DeviceInfo, DeviceKind, GpuChoice, HeldDifference,
-    MemoryReport, Sentinels, gpus,
+    MemoryReport, Sentinels, Tune, TuningChoice, TuningReport, TuningTrial, gpus,
 };
 pub use diagnostics::compare;
 pub use diagnostics::{

@@ -273,6 +273,8 @@ const FAMILIES: &[&str] = &[
     "stablelm-parallel", // LayerNorm of heads
     "gpt2",    // positions that are learned, plain feed-forward block, biases
     "bloom",   // ALiBi, a norm behind the embedding
+    "llama-moe-q8_0", // experts with quantised weights
+    "gpt-oss-mxfp4", // the same with sinks and biases, of a type whose scales have the range of f32
     "qwen2moe", // experts by softmax, and a gated one that all tokens have
     "gpt-oss", // sinks, experts with biases
     "glm4moe", // experts by sigmoid and bias, behind dense layers
@@ -307,7 +309,7 @@ fn verify(folder: &Path, name: &str, device: &Device, activations: Activations, 
 /// Only a GPU has classes of precision, and only quantised weights meet 8-bit integers.
 fn classes(name: &str, device: &Device) -> &'static [Activations] {
     match device {
-        Device::Gpu(_) if name.ends_with("q8_0") => {
+        Device::Gpu(_) if name.ends_with("q8_0") || name.ends_with("mxfp4") => {
             &[Activations::F32, Activations::F16, Activations::Int8]
         }
         Device::Gpu(_) => &[Activations::F32, Activations::F16],

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use trueshot::gguf::Gguf;
 use trueshot::{
     Activations, Device, Engine, EngineBuilder, GenerateOptions, GpuFeatures, KvType, Progress,
-    Sentinels, WeightStorage,
+    Sentinels, Tune, WeightStorage,
 };
 
 const HELP: &str = "\
@@ -31,6 +31,8 @@ Options of every example:
   --sentinels N      looks for values that cannot be right in every Nth token; `off` never does [32]
   --cache FOLDER     keeps compiled kernels for the next start; `none` for no such folder
                      [that of the user]
+  --tune             measures anew what is fastest on the GPU; `--no-tune` goes by rules alone
+                     [measured at first use, then kept in the cache folder]
   --prompt TEXT
   --max-tokens N     the longest answer [512]
   --temperature X    0 takes the most probable token [0.8]
@@ -58,6 +60,7 @@ pub struct Options {
     pub activations: Activations,
     pub sentinels: Option<Sentinels>,
     pub cache: Option<PathBuf>,
+    pub tune: Tune,
     pub prompt: Option<String>,
     pub generate: GenerateOptions,
 }
@@ -83,6 +86,7 @@ impl Options {
             activations: Activations::Auto,
             sentinels: None,
             cache: None,
+            tune: Tune::Auto,
             prompt: None,
             generate: GenerateOptions::default(),
         };
@@ -132,6 +136,8 @@ impl Options {
             "activations" => self.activations = value(name, parser)?,
             "sentinels" => self.sentinels = Some(value(name, parser)?),
             "cache" => self.cache = Some(parser.value()?.into()),
+            "tune" => self.tune = Tune::Again,
+            "no-tune" => self.tune = Tune::Off,
             "prompt" => self.prompt = Some(parser.value()?.string()?),
             "max-tokens" => self.generate.max_tokens = value(name, parser)?,
             "temperature" => sampling.temperature = value(name, parser)?,
@@ -174,6 +180,7 @@ impl Options {
             .gpu_features(self.gpu_features)
             .weights(self.weights)
             .activations(self.activations)
+            .tune(self.tune)
             .progress(progress());
         if let Some(kv) = self.kv {
             builder = builder.kv(kv);

@@ -7,6 +7,7 @@ mod recurrent;
 pub(crate) mod reference;
 pub(crate) mod sentinel;
 pub(crate) mod stepwise;
+mod tuning;
 pub(crate) mod wgpu;
 
 use crate::error::{Error, Result};
@@ -28,6 +29,7 @@ pub(crate) use held::Held;
 pub use held::HeldDifference;
 
 pub use memory::{AllocatorMemory, MemoryReport};
+pub use tuning::{Tune, TuningChoice, TuningReport, TuningTrial};
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -275,6 +277,11 @@ pub(crate) trait Backend: Send + Sync {
     /// What its products with weights round their activations to.
     fn rounding(&self) -> Rounding {
         Rounding::default()
+    }
+
+    /// What was found to be fastest, where it was looked for.
+    fn tuning(&self) -> Option<&TuningReport> {
+        None
     }
 
     /// The most tokens that one batch should have here.

@@ -289,6 +289,7 @@ impl ReferenceExecutor {
                 weight,
                 bias,
                 n_expert,
+                int8_rows,
                 dst,
             } => {
                 let bias = bias.map(|bias| self.weights.vector(bias));
@@ -300,8 +301,10 @@ impl ReferenceExecutor {
                     n_out: self.plan.buffer(dst).width,
                     n_cols: self.weights.get(weight).n_cols,
                 };
-                let (src, chosen) = (buffer(src), buffer(chosen));
-                kernels::experts::matmul_twin(&row, matrix, src, chosen, bias.as_deref(), out);
+                let int8_rows = int8_rows * self.plan.buffer(src).extent.n_slots();
+                let src = rounded(buffer(src), matrix.n_cols, int8_rows);
+                let chosen = buffer(chosen);
+                kernels::experts::matmul_twin(&row, matrix, &src, chosen, bias.as_deref(), out);
             }
             Op::HeadMatMul {
                 src,

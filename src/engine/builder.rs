@@ -5,8 +5,8 @@ use crate::cache_file;
 use crate::chat_template::ChatTemplate;
 use crate::device::cpu::CpuBackend;
 use crate::device::reference::ReferenceBackend;
-use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures};
-use crate::device::{Activations, Backend, Device, Executor, Sentinels};
+use crate::device::wgpu::{Gpu, GpuBackend, GpuFeatures, TuneOptions};
+use crate::device::{Activations, Backend, Device, Executor, Sentinels, Tune};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::{KvLayout, KvType};
@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The context without a wish from the caller, where the model and the memory allow it.
 const DEFAULT_CONTEXT_TOKENS: usize = 8192;
@@ -56,6 +56,8 @@ pub struct EngineBuilder {
     sentinels: Sentinels,
     threads: Option<usize>,
     cache_folder: Option<PathBuf>,
+    tune: Tune,
+    tuning_budget: Duration,
     chat_template: Option<String>,
     loras: Vec<(PathBuf, f32)>,
     #[cfg(test)]
@@ -77,6 +79,8 @@ impl EngineBuilder {
             sentinels: Sentinels::default(),
             threads: None,
             cache_folder: cache_file::user_folder(),
+            tune: Tune::default(),
+            tuning_budget: TuneOptions::BUDGET,
             chat_template: None,
             loras: Vec::new(),
             #[cfg(test)]
@@ -141,10 +145,16 @@ impl EngineBuilder {
         self
     }
 
-    /// The folder that keeps compiled kernels for the next start, where the GPU's driver gives them out;
-    /// `None` keeps none. `trueshot` in the user's folder of caches without this.
+    /// The folder that keeps compiled kernels for the next start, where the GPU's driver gives them out, and what
+    /// [tuning](EngineBuilder::tune) found; `None` keeps none. `trueshot` in the user's folder of caches without this.
     pub fn cache_folder(mut self, folder: Option<PathBuf>) -> Self {
         self.cache_folder = folder;
+        self
+    }
+
+    /// Whether a GPU is measured to find what is fastest on it; [`Tune::Auto`] without this, at first use.
+    pub fn tune(mut self, tune: Tune) -> Self {
+        self.tune = tune;
         self
     }
 
@@ -163,6 +173,13 @@ impl EngineBuilder {
     /// logits are products with the embedding too, these stay as the file has them, and the embedding is held twice.
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
         self.loras.push((path.into(), scale));
+        self
+    }
+
+    /// As long as tuning may take.
+    #[cfg(test)]
+    pub(crate) fn tuning_budget(mut self, budget: Duration) -> Self {
+        self.tuning_budget = budget;
         self
     }
 
@@ -239,18 +256,37 @@ impl EngineBuilder {
                 total_bytes,
             })
         };
+        let kv_layout = |spec: &DecoderSpec| KvLayout {
+            layers: spec.kv_layers(),
+            capacity,
+            ty: match spec.pooling {
+                None => self.kv.unwrap_or_default(),
+                Some(_) => self.kv.unwrap_or(KvType::F32),
+            },
+        };
         let weights = model.weights.clone();
         let gpu = gpu?;
         #[cfg(test)]
         let gpu = gpu.map(|gpu| gpu.tampered(self.tampering));
         let started = Instant::now();
         let backend: Box<dyn Backend> = match (gpu, self.device) {
-            (Some(gpu), _) => Box::new(GpuBackend::new(
-                weights,
-                gpu,
-                self.activations,
-                &mut report,
-            )?),
+            (Some(gpu), _) => {
+                let mut backend = GpuBackend::new(weights, gpu, self.activations, &mut report)?;
+                // What is tuned is for tokens that follow each other.
+                if self.tune != Tune::Off && model.spec.pooling.is_none() {
+                    let max_rows = backend.preferred_rows().min(capacity).max(1);
+                    let plan = decoder_plan(&model, max_rows, MAX_OUTPUTS.min(max_rows))?;
+                    let kv = kv_layout(&model.spec);
+                    let options = TuneOptions {
+                        tune: self.tune,
+                        folder: self.cache_folder.as_deref(),
+                        may_float: self.activations == Activations::Auto,
+                        budget: self.tuning_budget,
+                    };
+                    backend.tune(&plan, &kv, &options)?;
+                }
+                Box::new(backend)
+            }
             (None, Device::Reference) => Box::new(ReferenceBackend::new(weights)),
             (None, _) => Box::new(CpuBackend::new(weights, self.threads, &mut report)?),
         };
@@ -260,14 +296,7 @@ impl EngineBuilder {
             model.weights.stored_bytes() >> 20,
             started.elapsed().as_secs_f64()
         );
-        let kv = KvLayout {
-            layers: model.spec.kv_layers(),
-            capacity,
-            ty: match model.spec.pooling {
-                None => self.kv.unwrap_or_default(),
-                Some(_) => self.kv.unwrap_or(KvType::F32),
-            },
-        };
+        let kv = kv_layout(&model.spec);
         let is_encoder = model.spec.pooling.is_some();
         // An encoder sees a text as a whole, and gives a row for each token.
         let (max_rows, max_outputs) = match is_encoder {

@@ -6,7 +6,9 @@ pub use builder::{EngineBuilder, Progress};
 
 use self::builder::Source;
 use crate::chat_template::ChatTemplate;
-use crate::device::{Backend, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels};
+use crate::device::{
+    Backend, DeviceInfo, Executor, MemoryReport, Rounding, Sentinels, TuningReport,
+};
 use crate::diagnostics::{BisectReport, VerifyOptions, VerifyReport};
 use crate::diagnostics::{bisect, logits_with_reference, verify};
 use crate::embedder::{EmbedOptions, Embedder};
@@ -217,6 +219,12 @@ impl Engine {
             name => name,
         };
         format!("{model} on {} ({})", info.name, info.backend)
+    }
+
+    /// What was found to be fastest on the GPU, with what was tried; `None` where nobody has looked, as
+    /// [`EngineBuilder::tune`] says.
+    pub fn tuning(&self) -> Option<&TuningReport> {
+        self.inner.backend.tuning()
     }
 
     /// How often sessions look for results that cannot be right.

@@ -220,8 +220,15 @@ pub(crate) fn twin(
 
 /// What each query head of row `row` gives to each position: `q` is `[n_head, query_dim]`, keys and values
 /// `[n_keys, n_head_kv, head_dim or value_dim]` and `dst` `[n_head, n_positions]`, zero where nothing is visible. Values
-/// are read where they end keys. There are no sinks.
-pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], cache: [&[f32]; 2], dst: &mut [f32]) {
+/// are read where they end keys. What a sink takes is in no position's share.
+pub(crate) fn weights(
+    shape: &Shape,
+    sinks: Option<&[f32]>,
+    row: usize,
+    q: &[f32],
+    cache: [&[f32]; 2],
+    dst: &mut [f32],
+) {
     dst.fill(0.0);
     let n_positions = dst.len() / shape.n_head;
     for (head, (q, dst)) in q
@@ -229,8 +236,9 @@ pub(crate) fn weights(shape: &Shape, row: usize, q: &[f32], cache: [&[f32]; 2], 
         .zip(dst.chunks_exact_mut(n_positions))
         .enumerate()
     {
-        let (visible, weights, _) = exponentials(shape, row, head, q, cache);
-        let total: f64 = weights.iter().sum();
+        let (visible, weights, highest) = exponentials(shape, row, head, q, cache);
+        let of_sink = sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - highest).exp());
+        let total = weights.iter().sum::<f64>() + of_sink;
         for (key, weight) in visible.zip(weights) {
             dst[key] = (weight / total) as f32;
         }

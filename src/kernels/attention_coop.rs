@@ -17,6 +17,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("keys", Access::Read),
         ("values", Access::Read),
         ("dst", Access::ReadWrite),
+        ("sinks", Access::Read),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
@@ -400,7 +401,7 @@ impl Tile {
 
 /// Whether the kernel can compute this.
 pub(crate) fn fits(shape: &super::attention::Shape) -> bool {
-    shape.is_plain() && shape.soft_cap.is_none() && !shape.alibi && !shape.has_sinks
+    shape.is_plain() && shape.soft_cap.is_none() && !shape.alibi
 }
 
 /// The grid for `n_rows` rows.

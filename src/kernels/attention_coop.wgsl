@@ -1,11 +1,11 @@
-// attention_coop: dst = softmax(scale * q . keys) . values over the visible keys, for each head, for many rows
+// attention_coop: dst = softmax(scale * q . keys) . values over the visible keys, and a sink without a value, for each head, for many rows
 // twin: attention::twin
 // shapes: q, dst [n_rows, n_head, head_dim], keys, values [capacity, n_head_kv, head_dim]; head_dim is HEAD_DIM
 // grid: one workgroup a head (x, y) by ROWS rows (z)
 // needs: cooperative matrices of 16-bit floats with sums in f32, subgroups of one size
 // numerics: |error| <= 2^-9 (1 + scale * max over the keys of sum |q k|) max |values|, as queries, weights and a 32-bit cache
 //           are rounded to 16 bits; measured 0.09 of it; |scores| below 1e29
-// source: arXiv:2307.08691, algorithm 1; online softmax arXiv:1805.02867
+// source: arXiv:2307.08691, algorithm 1; online softmax arXiv:1805.02867; sinks arXiv:2309.17453
 
 // From Tile::source: SIZE, SUBGROUP, N_SUBGROUPS, SUBGROUP_ROWS, HEAD_DIM, KEY_THREADS, TILE_KEYS, STAGE_WIDTH, ELEMENT, MatA, MatB, MatC,
 // Element, put_key4, put_value4, put_weight4, load_queries, fetch_keys, fetch_values, publish, put_keys, put_values,
@@ -18,8 +18,8 @@ struct Params {
     stride: u32, // elements from a row of q and dst to the next
     scale: f32,
     window: u32, // keys that a query sees, its own included
-    soft_cap: f32, // 0: `attention` has it
-    of_heads: u32, // BOTH_WAYS or 0
+    soft_cap: f32, // 0: `attention` has this and, but for the flags, what follows
+    of_heads: u32, // those of SINKS and BOTH_WAYS that hold
     value_dim: u32, // head_dim
     dst_stride: u32, // stride
     @size(8) chunk: u32, // 0: `attention` has them
@@ -30,8 +30,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read> keys: array<KvQuad>;         // [capacity, n_head_kv, head_dim]
 @group(0) @binding(4) var<storage, read> values: array<KvQuad>;       // [capacity, n_head_kv, head_dim]
 @group(0) @binding(5) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
+@group(0) @binding(6) var<storage, read> sinks: array<f32>;           // [n_head], read where there are any
 
-const BOTH_WAYS: u32 = 8u; // all keys up to the end of the batch are visible; no window
+const SINKS = 2u;
+const BOTH_WAYS = 8u; // all keys up to the end of the batch are visible; no window
 
 const N_THREADS = N_SUBGROUPS * SUBGROUP;
 const ROWS = N_SUBGROUPS * SUBGROUP_ROWS;
@@ -174,7 +176,12 @@ fn main(
         sum_values(place);
     }
 
-    factors[place.tile_row] = power_of_two(value_exponent) / row_sum(total);
+    var sum = row_sum(total);
+    if (p.of_heads & SINKS) != 0u {
+        // Far above the scores it leaves nothing of them; it must stay finite.
+        sum += exp2(min(sinks[head] * 1.44269504 - base, 100.0));
+    }
+    factors[place.tile_row] = power_of_two(value_exponent) / sum;
     finish_all(place);
 }
 

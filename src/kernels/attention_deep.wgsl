@@ -21,6 +21,7 @@ struct Params {
     window: u32,   // keys that a query sees, its own included
     has_int8: u32,
     soft_cap: f32, // on scores; 0 for none
+    @size(16) has_sinks: u32, // the merge adds them
 }
 
 @group(0) @binding(1) var<uniform> p: Params;

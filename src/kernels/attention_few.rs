@@ -8,6 +8,7 @@ use super::attention::Shape;
 use super::{Access, Kernel, ROW_ALIGNMENT, Uses, row_stride};
 use crate::kv_cache::MAX_HEAD_DIM;
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 /// The `Params` of `attention_few.wgsl` and `attention_merge.wgsl`.
 #[repr(C)]
@@ -22,6 +23,9 @@ pub(crate) struct Params {
     pub(crate) has_int8: u32,
     /// 0 for none.
     pub(crate) soft_cap: f32,
+    /// Where there are none, any buffer may be bound for them.
+    pub(crate) has_sinks: u32,
+    pub(crate) padding: [u32; 3],
 }
 
 impl Params {
@@ -36,6 +40,8 @@ impl Params {
             window: shape.window_or_max(),
             has_int8: has_int8.into(),
             soft_cap: shape.soft_cap.unwrap_or(0.0),
+            has_sinks: shape.has_sinks.into(),
+            padding: [0; 3],
         }
     }
 }
@@ -51,6 +57,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("dst", Access::ReadWrite),
         ("int8", Access::ReadWrite),
         ("partials", Access::ReadWrite),
+        ("sinks", Access::Read),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {
@@ -140,7 +147,7 @@ impl Heads {
 /// Whether the kernels can compute this; [`attention`](super::attention) can compute everything.
 pub(crate) fn fits(shape: &Shape) -> bool {
     let has_dims = shape.head_dim.is_multiple_of(8) && (8..=MAX_HEAD_DIM).contains(&shape.head_dim);
-    has_dims && shape.is_plain() && shape.causal && !shape.alibi && !shape.has_sinks
+    has_dims && shape.is_plain() && shape.causal && !shape.alibi
 }
 
 /// Whether they can write int8 too: units lie within a head.
@@ -165,6 +172,30 @@ const MOST_WHOLE_TILES: usize = 3;
 const ENOUGH_WORKGROUPS: usize = 512;
 /// Splits of heads of 128 whose merging loads them all at once.
 const MOST_SPLITS: usize = 64;
+
+/// From where on the keys are split, and into how many parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Splits {
+    /// The most positions in a row's past, its own included, that [`Heads::whole`] attends to.
+    pub(crate) most_whole: usize,
+    /// Splits of the keys for rows behind more; 1 where there are none such.
+    pub(crate) n: usize,
+}
+
+impl Splits {
+    /// What is chosen without measuring.
+    pub(crate) fn rule(shape: &Shape) -> Splits {
+        Splits {
+            most_whole: most_whole(shape),
+            n: splits(shape),
+        }
+    }
+
+    /// Whether heads that are split by the rule may be split so.
+    pub(crate) fn fits(&self, shape: &Shape) -> bool {
+        (2..=splits(shape)).contains(&self.n) && self.most_whole > 0
+    }
+}
 
 /// The most positions in a row's past, its own included, where [`Heads::whole`] is faster than splits;
 /// `usize::MAX` where the window is short enough for any.

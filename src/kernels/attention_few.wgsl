@@ -1,4 +1,4 @@
-// attention_few: dst = softmax(scale * q . keys) . values over the visible keys, for each head, of few rows; where has_int8
+// attention_few: dst = softmax(scale * q . keys) . values over the visible keys, and a sink without a value, for each head, of few rows; where has_int8
 //   also int8 = dst as int8; with several splits of the keys instead partials, from which attention_merge makes these
 // twin: attention::twin, quantize::twin
 // shapes: q, dst [n_rows, n_head, head_dim], keys, values [capacity, n_head_kv, head_dim];
@@ -6,7 +6,7 @@
 // grid: one workgroup for up to HEADS query heads that share a key-value head (x), splits (y), rows (z)
 // needs: nothing
 // numerics: within 2e-6 * max |values| (measured 1.2e-7) where scores differ by less than 30; |scores| below 1e30; int8 as quantize
-// source: arXiv:1706.03762, equation 1; grouped queries arXiv:2305.13245; online softmax arXiv:1805.02867
+// source: arXiv:1706.03762, equation 1; grouped queries arXiv:2305.13245; online softmax arXiv:1805.02867; sinks arXiv:2309.17453
 
 struct Params {
     n_head: u32,
@@ -17,6 +17,7 @@ struct Params {
     window: u32,   // keys that a query sees, its own included
     has_int8: u32,
     soft_cap: f32, // on scores; 0 for none
+    @size(16) has_sinks: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -26,6 +27,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> dst: array<vec4<f32>>;      // [n_rows, stride], written by one split
 @group(0) @binding(6) var<storage, read_write> int8: array<u32>;           // [n_rows] rows of common/quantize.wgsl, likewise
 @group(0) @binding(7) var<storage, read_write> partials: array<vec4<f32>>; // [n_rows, n_head, n_splits, 4 + head_dim], by several
+@group(0) @binding(8) var<storage, read> sinks: array<f32>;                // [n_head], read where has_sinks
 
 const BLOCKS = (GROUP_SIZE + HEADS - 1u) / HEADS; // of query heads, for each key-value head
 const STEPS = LOADS / 4u; // of 4 loads

@@ -12,6 +12,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("partials", Access::Read),
         ("dst", Access::ReadWrite),
         ("int8", Access::ReadWrite),
+        ("sinks", Access::Read),
     ],
     params_bytes: size_of::<Params>(),
     uses: Uses {

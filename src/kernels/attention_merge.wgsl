@@ -15,12 +15,14 @@ struct Params {
     window: u32,
     has_int8: u32,
     soft_cap: f32,
+    @size(16) has_sinks: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> partials: array<vec4<f32>>;  // [n_rows, n_head, n_splits, 4 + head_dim]
 @group(0) @binding(3) var<storage, read_write> dst: array<vec4<f32>>; // [n_rows, stride]
 @group(0) @binding(4) var<storage, read_write> int8: array<u32>;      // [n_rows] rows of common/quantize.wgsl
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;           // [n_head], read where has_sinks
 
 @compute @workgroup_size(WORKGROUP)
 fn main(

@@ -54,7 +54,10 @@ pub(crate) const KERNEL: Kernel = Kernel {
         ("dst", Access::ReadWrite),
     ],
     params_bytes: size_of::<Params>(),
-    uses: Uses::NOTHING,
+    uses: Uses {
+        reduce: true,
+        ..Uses::NOTHING
+    },
 };
 
 pub(crate) fn grid(_: &Params, n_rows: usize) -> [u32; 3] {

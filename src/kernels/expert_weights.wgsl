@@ -2,7 +2,7 @@
 // twin: experts::weights_twin
 // shapes: logits [n_rows, n_expert], chosen, dst [n_rows, n_chosen], factors [n_expert]
 // grid: one workgroup a row (z)
-// needs: nothing
+// needs: nothing; subgroups where there are any
 // numerics: within 1e-5 of the largest weight of the row
 // source: arXiv:1701.06538; sigmoid arXiv:2412.19437, section 2.1.2; the least sum llama.cpp, src/llama-graph.cpp
 
@@ -45,20 +45,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var highest = -3.0e38;
     var total = 1.0;
     if p.is_sigmoid == 0u {
-        for (var i = 0u; i < p.n_expert; i++) {
+        for (var i = lane; i < p.n_expert; i += WORKGROUP) {
             highest = max(highest, logits[row * p.stride + i]);
         }
-        total = 0.0;
-        for (var i = 0u; i < p.n_expert; i++) {
-            total += exp(logits[row * p.stride + i] - highest);
+        highest = workgroup_max(highest, lane);
+        var sum = 0.0;
+        for (var i = lane; i < p.n_expert; i += WORKGROUP) {
+            sum += exp(logits[row * p.stride + i] - highest);
         }
+        total = workgroup_sum(sum, lane);
     }
     var divisor = 1.0;
     if p.is_normalised == 1u {
-        divisor = 0.0;
-        for (var slot = 0u; slot < p.n_chosen; slot++) {
-            divisor += score(row, slot, highest, total);
+        var sum = 0.0;
+        for (var slot = lane; slot < p.n_chosen; slot += WORKGROUP) {
+            sum += score(row, slot, highest, total);
         }
+        divisor = workgroup_sum(sum, lane);
         divisor = max(divisor, p.least_sum);
     }
     for (var slot = lane; slot < p.n_chosen; slot += WORKGROUP) {

@@ -11,7 +11,9 @@ pub(crate) struct Params {
     pub(crate) stride: u32,
     /// 0: a row for each token of the batch, 1: a row for each output.
     pub(crate) extent: u32,
-    pub(crate) padding: [u32; 2],
+    /// Rows for each token.
+    pub(crate) n_slots: u32,
+    pub(crate) padding: u32,
 }
 
 impl Params {
@@ -20,7 +22,8 @@ impl Params {
         Params {
             stride: row_stride(width) as u32,
             extent,
-            padding: [0; 2],
+            n_slots: 1,
+            padding: 0,
         }
     }
 }

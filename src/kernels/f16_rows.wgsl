@@ -9,8 +9,9 @@
 
 struct Params {
     stride: u32, // elements from a row of src and halves to the next
-    extent: u32, // 0: batch.n_rows rows, 1: batch.n_outputs rows
-    padding: vec2<u32>,
+    extent: u32, // 0: n_slots rows for each of batch.n_rows, 1: batch.n_outputs rows
+    n_slots: u32,
+    padding: u32,
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -26,7 +27,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = workgroup.z;
-    if row >= select(batch.n_rows, batch.n_outputs, p.extent == 1u) {
+    if row >= select(batch.n_rows * p.n_slots, batch.n_outputs, p.extent == 1u) {
         return;
     }
     let n_quads = p.stride / 4u; // the padding stays zero

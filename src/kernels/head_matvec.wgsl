@@ -23,8 +23,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>; // [matrix.n_rows, n_cols], repacked
 @group(0) @binding(4) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
 
-const INT8_PAIRS = 1u;
-
 // The head's first row, seen from the first row of the shard: it may be before that.
 var<private> first_row: i32;
 

@@ -27,7 +27,7 @@ pub(crate) struct Params {
 }
 
 /// Outputs and rows of a tile.
-const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// The kernel.
 pub(crate) const KERNEL: Kernel = Kernel {
@@ -44,6 +44,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     params_bytes: size_of::<Params>(),
     uses: Uses {
         weight: true,
+        matmul: true,
         output: true,
         ..Uses::NOTHING
     },

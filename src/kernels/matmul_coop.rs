@@ -96,6 +96,12 @@ impl Tile {
         self.subgroups[1] * self.block[1] * self.matrix.size
     }
 
+    /// What tells it from the other tiles of such matrices: subgroups and matrices of each, down and across, and units.
+    pub(crate) fn shape(&self) -> [usize; 5] {
+        let ([down, across], [rows, columns]) = (self.subgroups, self.block);
+        [down, across, rows, columns, self.units]
+    }
+
     /// Bytes of workgroup memory.
     pub(crate) fn workgroup_bytes(&self) -> usize {
         let [down, across] = self.subgroups;

@@ -23,8 +23,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> product: array<f32>; // [n_rows, dst_stride], dst without the residual, written where has_residual
 @group(0) @binding(7) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
 
-const INT8_PAIRS = 1u;
-
 // Neighbours. Rows behind the last one repeat it, unused.
 fn pair_rows(pair: u32) -> Pair {
     let rows = min(2u * pair + vec2(0u, 1u), vec2(p.matrix.n_rows - 1u));

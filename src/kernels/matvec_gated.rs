@@ -2,6 +2,7 @@
 //! for the product behind it.
 
 use super::repack::Matrix;
+use super::teams::Teams;
 use super::{Access, Kernel, Uses, gated_activation, grid as grid_of};
 use crate::plan::Activation;
 use bytemuck::{Pod, Zeroable};
@@ -41,12 +42,9 @@ impl Params {
         strides: [usize; 2],
         activation: Activation,
     ) -> Params {
-        /// Smaller teams would leave some without rows, larger ones have more sums than there is room for.
-        const TEAM_SIZES: [u32; 2] = [16, 32];
-        let [fewest, most] = TEAM_SIZES;
         Params {
             matrix: Matrix {
-                team_size: gate.team_size.clamp(fewest, most),
+                team_size: gate.team_size.min(MOST_MEMBERS),
                 ..gate
             },
             up_planes: up.planes,
@@ -85,10 +83,26 @@ pub(crate) const KERNEL: Kernel = Kernel {
     },
 };
 
-/// Whether workgroups are to be wide: where there are few of them for a large GPU.
-pub(crate) fn is_wide(params: &Params) -> bool {
-    const FEW_WORKGROUPS: u32 = 264;
-    params.matrix.n_rows.div_ceil(N_OUTPUTS) <= FEW_WORKGROUPS
+/// Of a team: larger ones have more sums than there is room for.
+const MOST_MEMBERS: u32 = 32;
+
+/// The teams for `n_out` rows that are chosen without measuring, near to `size`: wide workgroups where there are few
+/// of them for a large GPU.
+pub(crate) fn teams(n_out: usize, size: u32) -> Teams {
+    const FEW_WORKGROUPS: usize = 264;
+    /// Smaller ones would leave some without rows.
+    const FEWEST_MEMBERS: u32 = 16;
+    let is_wide = n_out.div_ceil(N_OUTPUTS as usize) <= FEW_WORKGROUPS;
+    Teams {
+        size: size.clamp(FEWEST_MEMBERS, MOST_MEMBERS),
+        workgroup: if is_wide { 256 } else { 128 },
+        pairs: 2,
+    }
+}
+
+/// Whether there is room for the sums of teams, and none of them is without rows.
+pub(crate) fn takes(teams: &Teams) -> bool {
+    teams.size <= MOST_MEMBERS && teams.n_pairs() <= N_OUTPUTS
 }
 
 /// The grid for `n_rows` rows of `src`.

@@ -26,7 +26,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> dst: array<f32>;     // [n_rows, dst_stride]
 @group(0) @binding(7) var<storage, read_write> int8: array<u32>;    // [n_rows] rows of common/quantize.wgsl, written where has_int8
 
-const INT8_PAIRS = 2u;
 const N_OUTPUTS = 32u; // of a workgroup: a unit of int8
 
 var<workgroup> products: array<f32, WORKGROUP>;

@@ -2,7 +2,8 @@
 //! in the cache.
 
 use super::repack::Matrix;
-use super::{Access, Kernel, Src, Uses, grid as grid_of, matvec, rope, row_stride};
+use super::teams::Teams;
+use super::{Access, Kernel, Uses, grid as grid_of, rope, row_stride};
 use bytemuck::{Pod, Zeroable};
 
 /// The `Params` of `matvec_heads.wgsl`.
@@ -20,7 +21,7 @@ pub(crate) struct Params {
     pub(crate) third: [u32; 4],
     /// Elements from a row of `src` to the next, a multiple of 32.
     pub(crate) src_stride: u32,
-    /// Pairs of rows of weights that a workgroup multiplies: [`super::matvec::n_pairs`].
+    /// Pairs of rows of weights that a workgroup multiplies, all of one projection: [`Teams::n_pairs`].
     pub(crate) n_pairs: u32,
     /// A multiple of 4.
     pub(crate) head_dim: u32,
@@ -84,13 +85,8 @@ pub(crate) fn kept_len(width: usize) -> usize {
 }
 
 impl Params {
-    /// Without turning; of one projection to [`MOST_PROJECTIONS`], with the team size of their common `matrix`.
-    pub(crate) fn new(
-        projections: &[Projection],
-        team_size: u32,
-        src_stride: usize,
-        src: Src,
-    ) -> Params {
+    /// Without turning; of one projection to [`MOST_PROJECTIONS`], whose workgroups have the same teams.
+    pub(crate) fn new(projections: &[Projection], teams: &Teams, src_stride: usize) -> Params {
         let of = |index: usize| projections.get(index);
         let planes = |index| of(index).map_or([0; 4], |of| of.matrix.planes);
         let words = |index| of(index).map_or([0; 4], Projection::words);
@@ -101,7 +97,7 @@ impl Params {
                 n_rows,
                 first_row: 0,
                 units_per_row,
-                team_size,
+                team_size: teams.size,
                 planes: planes(0),
             },
             second_planes: planes(1),
@@ -110,7 +106,7 @@ impl Params {
             second: words(1),
             third: words(2),
             src_stride: src_stride as u32,
-            n_pairs: matvec::n_pairs(team_size, src),
+            n_pairs: teams.n_pairs(),
             head_dim: 4,
             n_dims: 0,
             pair_step: 0,
@@ -135,6 +131,11 @@ impl Params {
 /// Whether heads have the form that the kernel takes.
 pub(crate) fn fits(head_dim: usize, n_dims: usize) -> bool {
     head_dim.is_multiple_of(4) && n_dims.is_multiple_of(4)
+}
+
+/// Whether teams are right for it: neighbouring columns of one word of the cache belong to one workgroup.
+pub(crate) fn takes(teams: &Teams) -> bool {
+    teams.n_pairs().is_multiple_of(2)
 }
 
 /// The kernel; its twin is [`super::matmul::twin`], then [`rope::twin`], then

@@ -35,7 +35,6 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> seconds: array<u32>;  // likewise
 @group(0) @binding(8) var<storage, read_write> thirds: array<u32>;   // likewise
 
-const INT8_PAIRS = 1u;
 const KEPT_ROWS = 4u; // of each result in kept
 
 const HAS_BIAS = 1u;

@@ -16,7 +16,11 @@ pub(crate) mod columns;
 mod constants;
 pub(crate) mod delta_rule;
 pub(crate) mod embed;
+pub(crate) mod expert_gated;
+pub(crate) mod expert_matmul;
+pub(crate) mod expert_matmul_coop;
 pub(crate) mod expert_matvec;
+pub(crate) mod expert_tiles;
 pub(crate) mod expert_weights;
 pub(crate) mod experts;
 pub(crate) mod f16_rows;
@@ -41,6 +45,7 @@ pub(crate) mod sentinel;
 pub(crate) mod state_scan;
 pub(crate) mod store_kv;
 pub(crate) mod take_columns;
+pub(crate) mod teams;
 pub(crate) mod weigh_slots;
 pub(crate) mod weighted_sum;
 
@@ -112,12 +117,16 @@ pub(crate) struct Uses {
     pub(crate) ordered: bool,
     /// 16-bit floats.
     pub(crate) f16: bool,
-    /// Cooperative matrices ([`matmul_coop::Tile::source`]).
+    /// The product by cooperative matrices ([`matmul_coop::Tile::source`], `common/matmul_coop.wgsl`).
     pub(crate) tile: bool,
     /// Sums of attention in slices ([`attention_few::Heads::source`], `common/slices.wgsl`).
     pub(crate) heads: bool,
     /// What becomes of products: bias and residual (`common/output.wgsl`).
     pub(crate) output: bool,
+    /// The product with many rows in registers (`common/matmul.wgsl`).
+    pub(crate) matmul: bool,
+    /// Tiles of rows that each have one expert (`common/expert_tiles.wgsl`).
+    pub(crate) expert_tiles: bool,
     /// The non-linearities (`common/activation.wgsl`).
     pub(crate) activation: bool,
     /// Soft caps (`common/soft_cap.wgsl`).
@@ -148,6 +157,8 @@ impl Uses {
         tile: false,
         heads: false,
         output: false,
+        matmul: false,
+        expert_tiles: false,
         activation: false,
         soft_cap: false,
         recurrence: false,
@@ -189,8 +200,10 @@ pub(crate) struct Variant {
     pub(crate) attention_tile: Option<attention_coop::Tile>,
     /// What a workgroup computes of attention deep in the context by cooperative matrices.
     pub(crate) deep_tile: Option<attention_deep::Tile>,
-    /// Whether workgroups of [`Uses::matvec`] have 256 invocations, else 128.
-    pub(crate) is_wide: bool,
+    /// Invocations of workgroups of [`Uses::matvec`].
+    pub(crate) workgroup: u32,
+    /// [`teams::Teams::pairs`], where it is not F32 that is multiplied.
+    pub(crate) int8_pairs: u32,
     /// The parameters, where they are part of the text and not read from the uniform: the first loads of
     /// a kernel then wait for nothing.
     pub(crate) constants: Option<Constants>,
@@ -207,14 +220,15 @@ impl Variant {
         heads: None,
         attention_tile: None,
         deep_tile: None,
-        is_wide: false,
+        workgroup: 128,
+        int8_pairs: 1,
         constants: None,
     };
 }
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 36] = [
+pub(crate) const ALL: [&Kernel; 40] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -226,7 +240,11 @@ pub(crate) const ALL: [&Kernel; 36] = [
     &columns::KERNEL,
     &delta_rule::KERNEL,
     &embed::KERNEL,
+    &expert_gated::KERNEL,
+    &expert_matmul::KERNEL,
+    &expert_matmul_coop::KERNEL,
     &expert_matvec::KERNEL,
+    &expert_tiles::KERNEL,
     &expert_weights::KERNEL,
     &f16_rows::KERNEL,
     &gated_activation::KERNEL,
@@ -316,10 +334,10 @@ impl Kernel {
             source += include_str!("common/int8.wgsl");
         }
         if self.uses.matvec {
-            source += match variant.is_wide {
-                true => "const WORKGROUP = 256u;\n",
-                false => "const WORKGROUP = 128u;\n",
-            };
+            source += &format!("const WORKGROUP = {}u;\n", variant.workgroup);
+            if variant.src != Src::F32 {
+                source += &format!("const INT8_PAIRS = {}u;\n", variant.int8_pairs);
+            }
             source += include_str!("common/matvec.wgsl");
             source += match variant.src {
                 Src::F32 => include_str!("common/src_f32.wgsl"),
@@ -361,6 +379,15 @@ impl Kernel {
         }
         if self.uses.output {
             source += include_str!("common/output.wgsl");
+        }
+        if self.uses.matmul {
+            source += include_str!("common/matmul.wgsl");
+        }
+        if self.uses.tile {
+            source += include_str!("common/matmul_coop.wgsl");
+        }
+        if self.uses.expert_tiles {
+            source += include_str!("common/expert_tiles.wgsl");
         }
         if self.uses.activation {
             source += include_str!("common/activation.wgsl");

@@ -12,14 +12,17 @@ pub(crate) const UNIT: usize = ROW_ALIGNMENT;
 pub(crate) struct Params {
     /// Elements from a row of `src` to the next.
     pub(crate) stride: u32,
-    pub(crate) padding: [u32; 3],
+    /// Rows for each token.
+    pub(crate) n_slots: u32,
+    pub(crate) padding: [u32; 2],
 }
 
 impl Params {
     pub(crate) fn new(width: usize) -> Params {
         Params {
             stride: row_stride(width) as u32,
-            padding: [0; 3],
+            n_slots: 1,
+            padding: [0; 2],
         }
     }
 }

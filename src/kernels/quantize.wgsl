@@ -7,7 +7,8 @@
 // source: the definition below
 
 struct Params {
-    @size(16) stride: u32, // elements from a row to the next
+    stride: u32,             // elements from a row to the next
+    @size(12) n_slots: u32,  // rows for each of batch.n_rows
 }
 
 @group(0) @binding(1) var<uniform> p: Params;
@@ -23,7 +24,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = workgroup.z;
-    if row >= batch.n_rows {
+    if row >= batch.n_rows * p.n_slots {
         return;
     }
     let n_quads = p.stride / 4u;

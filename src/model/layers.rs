@@ -376,18 +376,19 @@ fn expert_weights(
     let (n_expert, n_ffn) = (spec.n_expert, spec.intermediate_size);
     let bias = experts.bias;
     let fused = format!("{prefix}ffn_gate_up_exps.weight");
-    let mut of_all = |name: &str, n_out: usize, n_in: usize| -> Result<Linear> {
-        let name = format!("{prefix}{name}");
+    let names = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let [of_gate, of_up, of_down] = names.map(|name| format!("{prefix}{name}"));
+    let mut weight = |name: &str, n_out: usize, n_in: usize| {
         let shape = [n_expert, n_out, n_in];
         let of_expert = |expert: usize| {
-            let name = name.strip_suffix("_exps").unwrap_or(&name);
+            let name = name.strip_suffix("_exps").unwrap_or(name);
             format!("{name}.{expert}.weight")
         };
         // The first half of the rows of each expert is its gate.
-        let half = [("ffn_gate_exps", 0), ("ffn_up_exps", n_out)]
+        let half = [(&of_gate, 0), (&of_up, n_out)]
             .into_iter()
-            .find_map(|(half, first)| name.ends_with(half).then_some(first));
-        let weight = match half {
+            .find_map(|(half, first)| (name == half).then_some(first));
+        match half {
             Some(first) if find.has(&fused) => {
                 let heads = Heads {
                     rows: 2 * n_out,
@@ -396,11 +397,17 @@ fn expert_weights(
                     n_cols: n_in,
                     transposed: false,
                 };
-                find.heads(&fused, &[n_expert, 2 * n_out, n_in], n_expert, heads)?
+                find.heads(&fused, &[n_expert, 2 * n_out, n_in], n_expert, heads)
             }
-            _ if find.has(&of_expert(0)) => find.stacked(of_expert, shape)?,
-            _ => find.matrices(&format!("{name}.weight"), shape)?,
-        };
+            _ if find.has(&of_expert(0)) => find.stacked(of_expert, shape),
+            _ => find.matrices(&format!("{name}.weight"), shape),
+        }
+    };
+    // What is alike follows each other: a kernel may then read both.
+    let gate = weight(&of_gate, n_ffn, hidden)?;
+    let up = weight(&of_up, n_ffn, hidden)?;
+    let down = weight(&of_down, hidden, n_ffn)?;
+    let mut with_bias = |weight, name: &str, n_out: usize| -> Result<Linear> {
         let name = format!("{name}.bias");
         let has_bias = match bias {
             Presence::Required => true,
@@ -410,9 +417,9 @@ fn expert_weights(
         let bias = has_bias.then(|| find.flat(&name, n_expert, n_out));
         Ok((weight, bias.transpose()?))
     };
-    let gate = of_all("ffn_gate_exps", n_ffn, hidden)?;
-    let up = of_all("ffn_up_exps", n_ffn, hidden)?;
-    let down = of_all("ffn_down_exps", hidden, n_ffn)?;
+    let gate = with_bias(gate, &of_gate, n_ffn)?;
+    let up = with_bias(up, &of_up, n_ffn)?;
+    let down = with_bias(down, &of_down, hidden)?;
     let router = format!("{prefix}ffn_gate_inp");
     let choice_bias = format!("{prefix}exp_probs_b.bias");
     let shared = |find: &mut WeightFinder, n_ffn: usize| -> Result<SharedWeights> {

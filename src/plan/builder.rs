@@ -367,6 +367,7 @@ impl<'a> PlanBuilder<'a> {
                 weight,
                 bias,
                 n_expert,
+                int8_rows: 0,
                 dst,
             },
         );

@@ -158,6 +158,7 @@ fn mismatch(
             bias,
             n_expert,
             dst,
+            ..
         } => unequal("input", width(src), columns(weight))
             .or_else(|| {
                 let n_rows = weights.get(weight).n_rows;

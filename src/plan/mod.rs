@@ -263,6 +263,8 @@ pub enum Op {
         bias: Option<WeightId>,
         /// Matrices in `weight`.
         n_expert: usize,
+        /// As of [`Op::MatMul`], counted in tokens.
+        int8_rows: usize,
         /// `[n_rows, n_chosen, n_out]`.
         dst: BufferId,
     },
@@ -602,6 +604,9 @@ impl Plan {
     pub(crate) fn with_int8_activations(mut self, weights: &Weights, max_rows: usize) -> Plan {
         for step in &mut self.steps {
             if let Op::MatMul {
+                weight, int8_rows, ..
+            }
+            | Op::ExpertMatMul {
                 weight, int8_rows, ..
             } = &mut step.op
                 && weights.get(*weight).ty.is_quantised()

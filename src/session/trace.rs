@@ -37,7 +37,7 @@ impl Session {
         }
         let (plan, kv) = (engine.plan(), engine.kv_layout());
         let runs = position..position + tokens.len();
-        let mut recorder = Recorder::new(plan, kv, options, runs)?;
+        let mut recorder = Recorder::new(engine.weights(), plan, kv, options, runs)?;
         if self.n_cached < position {
             self.run_pending()?;
         }

@@ -200,6 +200,7 @@ impl CpuExecutor {
                 weight,
                 bias,
                 n_expert,
+                int8_rows,
                 ..
             } => {
                 let matrices = experts::Matrices {
@@ -208,7 +209,10 @@ impl CpuExecutor {
                     bias: bias.map(|bias| weights.vector(bias)),
                     n_expert,
                 };
-                matrices.multiply(simd, buffer(src), buffer(chosen), out);
+                let of_src = self.plan.buffer(src);
+                let int8_rows = int8_rows * of_src.extent.n_slots();
+                let src = rounded(buffer(src), of_src.width, int8_rows);
+                matrices.multiply(simd, &src, buffer(chosen), out);
             }
             Op::HeadMatMul {
                 src,

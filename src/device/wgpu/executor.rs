@@ -107,7 +107,7 @@ impl Rows {
 impl GpuExecutor {
     pub(super) fn new(shared: Arc<Shared>, plan: Arc<Plan>, kv: &KvLayout) -> Result<Self> {
         let context = &shared.context;
-        let choice = Choice::new(context, shared.rounding, kv.ty);
+        let choice = Choice::new(context, shared.rounding, kv.ty).tuned(shared.tuning.clone());
         let buffers = SessionBuffers::new(context, &plan, kv, &choice)?;
         let lowered = lower(&shared, &plan, kv, &buffers, &choice)?;
         let stride = row_stride(plan.buffer(plan.logits).width);
@@ -394,14 +394,14 @@ impl GpuExecutor {
 /// The dispatches of some steps that a batch needs, each with its grid.
 fn dispatches(steps: &[Vec<Dispatch>], rows: Rows) -> impl Iterator<Item = (&Dispatch, [u32; 3])> {
     steps.iter().flatten().filter_map(move |dispatch| {
-        let n_rows = match dispatch.extent {
-            Extent::Tokens => rows.n_rows,
-            Extent::Outputs => rows.n_outputs,
-            Extent::Chosen(n) => rows.n_rows * n,
+        let (of_batch, n_rows) = match dispatch.extent {
+            Extent::Tokens => (rows.n_rows, rows.n_rows),
+            Extent::Outputs => (rows.n_outputs, rows.n_outputs),
+            Extent::Chosen(n) => (rows.n_rows, rows.n_rows * n),
         };
         let is_needed = n_rows > 0
             && (rows.is_watched || !dispatch.is_sentinel)
-            && dispatch.rows.covers(n_rows)
+            && dispatch.rows.covers(of_batch)
             && dispatch.visible.contains(&rows.n_visible);
         is_needed.then(|| (dispatch, (dispatch.grid)(n_rows)))
     })

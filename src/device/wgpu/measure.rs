@@ -10,7 +10,8 @@ use crate::device::memory::Purpose;
 use crate::device::{Activations, DeviceInfo, GpuChoice, Rounding};
 use crate::error::Result;
 use crate::gguf::WeightType;
-use crate::kernels::repack::{Matrix, Shard, TEAM_SIZES};
+use crate::kernels::repack::{Matrix, Shard};
+use crate::kernels::teams::{FewRows, Of, Teams};
 use crate::kernels::{BatchParams, Kernel, Src, Variant, matmul, matmul_coop, matvec, row_stride};
 use crate::kv_cache::KvType;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub struct Measurement {
     pub time: Duration,
     /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Whether a session with [`Activations::Auto`] runs the product by this kernel.
+    /// Whether a session with [`Activations::Auto`] that is not tuned runs the product by this kernel.
     pub is_chosen: bool,
 }
 
@@ -98,7 +99,7 @@ impl Bench {
         &self.context.info
     }
 
-    /// Every kernel that can compute the product: few rows by `matvec`, with teams of every size.
+    /// Every kernel that can compute the product: few rows by `matvec`, with all teams that there are.
     ///
     /// # Errors
     /// Those of the device.
@@ -153,15 +154,22 @@ impl Bench {
             };
             // Int8 activations are any numbers too.
             let sources = [Src::F32, Src::Int8].into_iter();
-            let of = |(of_src, team_size): (Src, u32)| {
+            let few_rows = |src| FewRows {
+                of: Of::Matvec,
+                weight,
+                src,
+                n_out,
+                units_per_row: params.matrix.units_per_row as usize,
+            };
+            let of = |(of_src, teams): (Src, Teams)| {
                 let params = matvec::Params {
                     matrix: Matrix {
-                        team_size,
+                        team_size: teams.size,
                         ..params.matrix
                     },
                     src_stride: params.src_stride,
                     dst_stride: params.dst_stride,
-                    n_pairs: matvec::n_pairs(team_size, of_src),
+                    n_pairs: teams.n_pairs(),
                     has_bias: 0,
                     has_residual: 0,
                     padding: [0; 3],
@@ -169,26 +177,22 @@ impl Bench {
                 let bytes = bytemuck::bytes_of(&params);
                 let time = self.time(&Timed {
                     kernel: &matvec::KERNEL,
-                    variant: Variant {
+                    variant: teams.put_into(Variant {
                         src: of_src,
                         constants: self.choice.constants(bytes),
                         ..variant
-                    },
+                    }),
                     n_rows,
                     params: bytes,
                     storages: storages(&weights, &[&src], &dst),
                     grid: matvec::grid(&params, n_rows),
                 })?;
-                let is_chosen = of_src == chosen && team_size == shard.matrix().team_size;
-                Ok(found(
-                    format!("matvec {of_src:?}/{team_size}"),
-                    is_chosen,
-                    time,
-                ))
+                let is_chosen = of_src == chosen && teams == few_rows(of_src).rule();
+                Ok(found(format!("matvec {of_src:?} {teams}"), is_chosen, time))
             };
             return sources
                 .filter(|s| takes_int8 || *s == Src::F32)
-                .flat_map(|of_src| TEAM_SIZES.map(|size| (of_src, size)))
+                .flat_map(|of_src| few_rows(of_src).all().map(move |teams| (of_src, teams)))
                 .map(of)
                 .collect();
         }

@@ -18,19 +18,22 @@ pub(crate) mod tampering;
 #[cfg(test)]
 pub(crate) mod testing;
 mod timestamps;
+mod tune;
 mod upload;
 mod weights;
 
 pub use adapter::GpuFeatures;
 pub(crate) use adapter::adapters;
 pub(crate) use context::Context as Gpu;
+pub(crate) use tune::TuneOptions;
 
 use self::buffer::Buffer;
 use self::context::Context;
 use self::executor::GpuExecutor;
+use self::tune::Tuning;
 use self::weights::GpuWeights;
 use super::memory::{MemoryReport, Purpose};
-use super::{Activations, Backend, DeviceInfo, Executor, Held, Rounding};
+use super::{Activations, Backend, DeviceInfo, Executor, Held, Rounding, TuningReport};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
 use crate::model::{WeightId, Weights};
@@ -44,6 +47,7 @@ const PREFILL_ROWS: usize = 512;
 /// A model's weights on a GPU.
 pub(crate) struct GpuBackend {
     shared: Arc<Shared>,
+    tuning: Option<TuningReport>,
 }
 
 /// What the executors of one model have in common.
@@ -52,6 +56,8 @@ pub(super) struct Shared {
     rounding: Rounding,
     weights: GpuWeights,
     rope_tables: Mutex<Vec<StoredTable>>,
+    /// What was found to be fastest.
+    tuning: Arc<Tuning>,
 }
 
 /// A rope table on the GPU, for positions below `capacity`.
@@ -83,8 +89,35 @@ impl GpuBackend {
                 rounding,
                 weights,
                 rope_tables,
+                tuning: Arc::default(),
             }),
+            tuning: None,
         })
+    }
+
+    /// Finds what is fastest for a plan without 8-bit activations, or reads what was found before, as `options` say.
+    /// Executors made from now on go by it. What cannot be measured stays as it is by rule.
+    ///
+    /// # Errors
+    /// [`Gpu`](crate::Error::Gpu) where the device failed.
+    pub(crate) fn tune(
+        &mut self,
+        plan: &Plan,
+        kv: &KvLayout,
+        options: &TuneOptions<'_>,
+    ) -> Result<()> {
+        // Executors share what would change.
+        let Some(shared) = Arc::get_mut(&mut self.shared) else {
+            return Ok(());
+        };
+        if let Some(tuned) = tune::tune(shared, plan, kv, options)? {
+            shared.tuning = Arc::new(tuned.tuning);
+            if tuned.is_float {
+                shared.rounding.int8_rows = 0;
+            }
+            self.tuning = Some(tuned.report);
+        }
+        Ok(())
     }
 }
 
@@ -95,6 +128,10 @@ impl Backend for GpuBackend {
 
     fn rounding(&self) -> Rounding {
         self.shared.rounding
+    }
+
+    fn tuning(&self) -> Option<&TuningReport> {
+        self.tuning.as_ref()
     }
 
     fn preferred_rows(&self) -> usize {

@@ -32,7 +32,8 @@ struct Key {
     subgroups: Option<bool>,
     tile: Option<Tile>,
     heads: Option<Heads>,
-    is_wide: Option<bool>,
+    workgroup: Option<u32>,
+    int8_pairs: Option<u32>,
     constants: Option<Constants>,
     attention_tile: Option<attention_coop::Tile>,
     deep_tile: Option<attention_deep::Tile>,
@@ -54,7 +55,8 @@ impl fmt::Display for Key {
             self.attention_tile.map(|tile| format!("{tile:?}")),
             self.deep_tile.map(|tile| format!("{tile:?}")),
             is_set(self.subgroups).then(|| "subgroups".to_owned()),
-            is_set(self.is_wide).then(|| "wide".to_owned()),
+            self.workgroup.map(|workgroup| format!("of {workgroup}")),
+            self.int8_pairs.map(|pairs| format!("{pairs} pairs")),
             self.constants.map(|constants| constants.to_string()),
         ];
         for part in parts.into_iter().flatten() {
@@ -74,7 +76,9 @@ impl Key {
             subgroups: kernel.reduces(variant).then_some(variant.subgroups),
             tile: variant.tile.filter(|_| kernel.uses.tile),
             heads: variant.heads.filter(|_| kernel.uses.heads),
-            is_wide: kernel.uses.matvec.then_some(variant.is_wide),
+            workgroup: kernel.uses.matvec.then_some(variant.workgroup),
+            int8_pairs: (kernel.uses.matvec && variant.src != Src::F32)
+                .then_some(variant.int8_pairs),
             constants: variant.constants,
             attention_tile: variant
                 .attention_tile
@@ -344,7 +348,12 @@ mod tests {
                 ..ANY_VARIANT
             },
             Variant {
-                is_wide: !ANY_VARIANT.is_wide,
+                workgroup: 256,
+                ..ANY_VARIANT
+            },
+            Variant {
+                src: Src::Int8,
+                int8_pairs: 2,
                 ..ANY_VARIANT
             },
             Variant {
@@ -355,8 +364,8 @@ mod tests {
         let mut labels: Vec<_> = others.iter().map(label).collect();
         labels.push(plain);
         let different: std::collections::BTreeSet<_> = labels.iter().collect();
-        assert_eq!(different.len(), 5, "{labels:?}");
-        assert!(labels[3].ends_with("[7, 0, 9]"), "{labels:?}");
+        assert_eq!(different.len(), 6, "{labels:?}");
+        assert!(labels[4].ends_with("[7, 0, 9]"), "{labels:?}");
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! Which kernel a step gets: by the rows of the batch, and by what the adapter can do.
 
 use super::context::Context;
+use super::tune::{ManyRows, Tuning};
 use crate::device::{Activations, DeviceInfo, DeviceKind, Rounding};
 use crate::gguf::WeightType;
 use crate::kernels::attention::Shape;
+use crate::kernels::attention_few::Splits;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
-use crate::kernels::{Constants, Variant, attention_coop, attention_deep};
+use crate::kernels::teams::{FewRows, Teams};
+use crate::kernels::{Constants, Variant, attention_coop, attention_deep, expert_matmul};
 use crate::kv_cache::KvType;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// Up to this many rows each row reads the weights for itself; more share them in tiles.
 pub(super) const FEW_ROWS: usize = 4;
@@ -25,6 +30,17 @@ impl Rows {
     pub(super) fn many(&self) -> Option<Rows> {
         let many = (*self.0.start()).max(*Rows::MANY.0.start())..=*self.0.end();
         (!many.is_empty()).then_some(Rows(many))
+    }
+
+    /// Whether it is for all that the other is for.
+    pub(super) fn contains(&self, other: &Rows) -> bool {
+        self.0.contains(other.0.start()) && self.0.contains(other.0.end())
+    }
+
+    /// Those of a range among them.
+    fn within(&self, range: &RangeInclusive<usize>) -> Option<Rows> {
+        let rows = *self.0.start().max(range.start())..=*self.0.end().min(range.end());
+        (!rows.is_empty()).then_some(Rows(rows))
     }
 
     /// The fewest.
@@ -79,7 +95,7 @@ fn usable_matrix(context: &Context) -> Option<CooperativeMatrix> {
 }
 
 /// What every kernel of an executor is compiled for, but for the type of its weights.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Choice {
     kv: KvType,
     subgroups: bool,
@@ -91,6 +107,8 @@ pub(super) struct Choice {
     inlines_params: bool,
     /// Whether kernels compute several steps, and write results in the form that the next step takes.
     pub(super) fuses: bool,
+    /// What was found by measuring; the rest is chosen by rule.
+    tuning: Arc<Tuning>,
 }
 
 impl Choice {
@@ -103,7 +121,24 @@ impl Choice {
             inlines_params: context.allowed.constants
                 && context.info.kind != DeviceKind::SoftwareGpu,
             fuses: context.allowed.fusion,
+            tuning: Arc::default(),
         }
+    }
+
+    /// The same with what was found by measuring.
+    pub(super) fn tuned(self, tuning: Arc<Tuning>) -> Choice {
+        Choice { tuning, ..self }
+    }
+
+    /// The teams of a product of few rows.
+    pub(super) fn teams(&self, product: &FewRows) -> Teams {
+        self.tuning.teams(product).unwrap_or_else(|| product.rule())
+    }
+
+    /// Where attention of few rows splits its keys.
+    pub(super) fn splits(&self, shape: &Shape) -> Splits {
+        let rule = || Splits::rule(shape);
+        self.tuning.splits(shape, self.kv).unwrap_or_else(rule)
     }
 
     /// The variant of a kernel that reads no matrix; the weight type is not looked at.
@@ -151,6 +186,36 @@ impl Choice {
             return Vec::new();
         };
         let tiles = self.tiles_that_fit(matrix, units_per_row);
+        let by_rule = Choice::tiles_by_rule(&tiles, n_out);
+        let of_range = |(range, n_rows): &(RangeInclusive<usize>, usize)| {
+            let product = ManyRows {
+                weight,
+                n_out,
+                units_per_row,
+                n_rows: *n_rows,
+            };
+            match self.tuning.tile(&product, &tiles) {
+                Some(tile) => vec![(Rows(range.clone()), tile)],
+                None => {
+                    let within = |(rows, tile): &(Rows, Tile)| Some((rows.within(range)?, *tile));
+                    by_rule.iter().filter_map(within).collect()
+                }
+            }
+        };
+        let mut found: Vec<(Rows, Tile)> = Vec::new();
+        for (rows, tile) in ManyRows::RANGES.iter().flat_map(of_range) {
+            match found.last_mut() {
+                Some((larger, same)) if *same == tile => {
+                    *larger = Rows(rows.start()..=*larger.0.end());
+                }
+                _ => found.push((rows, tile)),
+            }
+        }
+        found
+    }
+
+    /// The tiles that are chosen without measuring.
+    fn tiles_by_rule(tiles: &[Tile], n_out: usize) -> Vec<(Rows, Tile)> {
         let mut found = Vec::new();
         let mut end = usize::MAX;
         for (index, tile) in tiles.iter().enumerate() {
@@ -170,11 +235,51 @@ impl Choice {
         found
     }
 
+    /// The same for products with experts, of which there are `n_expert` of `n_out` rows each and `n_chosen` for each
+    /// row: a tile is of one expert, and a large one is for so many rows that experts fill most of it.
+    pub(super) fn expert_tiles(
+        &self,
+        weight: WeightType,
+        n_out: usize,
+        units_per_row: usize,
+        [n_expert, n_chosen]: [usize; 2],
+    ) -> Vec<(Rows, Tile)> {
+        let Some(matrix) = self.matrix.filter(|_| self.is_cooperative(weight)) else {
+            return Vec::new();
+        };
+        let tiles = self.tiles_that_fit(matrix, units_per_row);
+        let mut found = Vec::new();
+        let mut end = usize::MAX;
+        for (index, tile) in tiles.iter().enumerate() {
+            let first = tiles.get(index + 1).map_or(FEW_ROWS + 1, |_| {
+                let most_of_it = (tile.rows() * 3 / 4 * n_expert).div_ceil(n_chosen);
+                let tiles_down = tile
+                    .enough_workgroups
+                    .div_ceil(n_out.div_ceil(tile.outputs()));
+                let enough = (tiles_down * tile.rows()).div_ceil(n_chosen);
+                most_of_it.max(enough).max(FEW_ROWS + 1)
+            });
+            if first <= end {
+                found.push((Rows(first..=end), *tile));
+                end = first - 1;
+            }
+        }
+        found
+    }
+
     /// The tiles that there is room for, the largest first.
     fn tiles_that_fit(&self, matrix: CooperativeMatrix, units_per_row: usize) -> Vec<Tile> {
         let fits = |tile: &Tile| tile.workgroup_bytes() <= self.workgroup_bytes;
         let tiles = Tile::all(matrix, units_per_row);
         tiles.into_iter().filter(fits).collect()
+    }
+
+    /// The rows of every tile that a product with experts can use.
+    pub(super) fn expert_tile_rows(&self) -> BTreeSet<usize> {
+        let units = [1, 2].into_iter();
+        let coop = units.flat_map(|units_per_row| self.every_tile(units_per_row));
+        let plain = [expert_matmul::TILE].into_iter();
+        plain.chain(coop.map(|tile| tile.rows())).collect()
     }
 
     /// Every tile that a product of many rows can use.
@@ -200,6 +305,7 @@ mod tests {
             workgroup_bytes: 49152,
             inlines_params: true,
             fuses: true,
+            tuning: Arc::default(),
         }
     }
 
@@ -355,5 +461,30 @@ mod tests {
         };
         assert_eq!(with_memory(largest - 1), 3);
         assert_eq!(with_memory(largest), 4);
+    }
+
+    #[test]
+    fn each_number_of_rows_has_one_tile_for_experts_and_large_ones_are_filled() {
+        for counts in [[8, 2], [128, 8], [32, 4], [4, 4], [1, 1]] {
+            for n_out in [1, 768, 2048, 14336] {
+                let tiles = h200().expert_tiles(WeightType::Q4_0, n_out, 64, counts);
+                for n_rows in 1..=4096 {
+                    let found: Vec<&Tile> = tiles
+                        .iter()
+                        .filter(|(rows, _)| rows.covers(n_rows))
+                        .map(|(_, tile)| tile)
+                        .collect();
+                    assert_eq!(found.len(), usize::from(Rows::MANY.covers(n_rows)));
+                    let [n_expert, n_chosen] = counts;
+                    let is_filled = |tile: &&Tile| {
+                        let is_smallest = tile.rows() == 32;
+                        is_smallest || 4 * n_rows * n_chosen >= 3 * tile.rows() * n_expert
+                    };
+                    assert!(found.iter().all(is_filled), "{n_rows} rows, {counts:?}");
+                }
+            }
+        }
+        let floats = h200().expert_tiles(WeightType::F32, 768, 64, [128, 8]);
+        assert!(floats.is_empty());
     }
 }

@@ -5,7 +5,7 @@ use super::lower::Dispatch;
 use crate::device::Clock;
 use crate::device::memory::Purpose;
 use crate::error::{Error, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The best clock of a GPU.
 ///
@@ -38,6 +38,22 @@ pub(super) fn time_all(context: &Context, dispatches: &[Sized<'_>]) -> Result<Du
         passes(encoder, queries, &[dispatches])
     })?;
     Ok(time(context, ticks[0], ticks[1]))
+}
+
+/// As [`time_all`] by the host's clock, with what a submission takes.
+pub(super) fn time_by_host(context: &Context, dispatches: &[Sized<'_>]) -> Result<Duration> {
+    let mut encoder = context.encoder("times by the host");
+    let mut pass = encoder.begin_compute_pass(&named("times by the host"));
+    for (dispatch, grid) in dispatches {
+        dispatch.record(&mut pass, *grid);
+    }
+    drop(pass);
+    let commands = encoder.finish();
+    context.wait()?;
+    let started = Instant::now();
+    context.scoped("times by the host", || context.queue.submit([commands]))?;
+    context.wait()?;
+    Ok(started.elapsed())
 }
 
 /// Runs dispatches in order and says how long each took, with what reading the clock takes.

@@ -96,10 +96,11 @@ fn verify_names_the_kernel_of_norms_sums_and_rounding_that_is_wrong() {
 }
 
 pub(super) fn of_experts() -> Vec<Fault> {
-    let of = |what, kernel, [from, to]: [&'static str; 2], place| Fault {
-        damage: Damage::Experts(Tampering::wgsl(kernel, from, to)),
-        ..edited(what, F32, kernel, [from, to], place)
+    let by = |activations, what, kernel, [from, to]: [&'static str; 2], place| Fault {
+        damage: Damage::Experts(activations, Tampering::wgsl(kernel, from, to)),
+        ..edited(what, activations, kernel, [from, to], place)
     };
+    let of = |what, kernel, edit, place| by(F32, what, kernel, edit, place);
     vec![
         of(
             "the worst experts",
@@ -107,6 +108,19 @@ pub(super) fn of_experts() -> Vec<Fault> {
             ["values[other] > value", "values[other] < value"],
             "blk.0.ffn_moe_topk",
         ),
+        Fault {
+            damage: Damage::BiasedExperts(Tampering::wgsl(
+                "choose_experts",
+                "value += bias[i];",
+                "",
+            )),
+            ..of(
+                "experts that are chosen without their bias",
+                "choose_experts",
+                ["value += bias[i];", ""],
+                "blk.1.ffn_moe_topk",
+            )
+        },
         of(
             "weights of experts that are not normalised",
             "expert_weights",
@@ -117,7 +131,49 @@ pub(super) fn of_experts() -> Vec<Fault> {
             "always the first expert",
             "expert_matvec",
             ["i32(expert * p.n_out) -", "0 -"],
+            "blk.0.ffn_moe_down",
+        ),
+        of(
+            "always the first expert, of many rows",
+            "expert_matmul",
+            ["i32(expert * p.n_out) -", "0 -"],
             "blk.0.ffn_moe_gate",
+        ),
+        of(
+            "tiles that lack their last row",
+            "expert_tiles",
+            [
+                "min(next.x + p.tile_rows, end)",
+                "min(next.x + p.tile_rows, end) - 1u",
+            ],
+            "blk.0.ffn_moe_gate",
+        ),
+        by(
+            F16,
+            "rows of the slot before, by cooperative matrices",
+            "expert_matmul_coop",
+            [
+                "return dst_rows(places) / p.slots_per_src;",
+                "return (dst_rows(places) / p.slots_per_src) ^ vec4(1u);",
+            ],
+            "blk.0.ffn_moe_gate",
+        ),
+        by(
+            Int8,
+            "the rows of up of another expert",
+            "expert_gated",
+            [
+                "return Pair(p.matrix.planes, p.up_planes, vec2(units));",
+                "return Pair(p.matrix.planes, p.up_planes, vec2(units, (units + p.n_out) % p.matrix.n_rows));",
+            ],
+            "blk.0.ffn_moe_up",
+        ),
+        by(
+            Int8,
+            "int8 of a block of experts that is another slot's",
+            "expert_gated",
+            ["store_int8(value, slot,", "store_int8(value, slot ^ 1u,"],
+            "blk.0.ffn_moe_down",
         ),
         of(
             "an activation without its clamp",

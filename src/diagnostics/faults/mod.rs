@@ -37,7 +37,9 @@ enum Damage {
     /// To what runs on the GPU, of a model whose layers see a window of positions.
     Windowed(Tampering),
     /// To what runs on the GPU, of a model with experts.
-    Experts(Tampering),
+    Experts(Activations, Tampering),
+    /// To what runs on the GPU, of a model whose experts are chosen by scores and biases.
+    BiasedExperts(Tampering),
     /// To what runs on the GPU, of a model with latent attention.
     Latent(Tampering),
     /// To what runs on the GPU, of a model with states: its file.
@@ -94,8 +96,18 @@ impl Damage {
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.tamper(tampering).build()
             }
-            Damage::Experts(tampering) => {
-                let gguf = Gguf::open(shared("arch/gpt-oss.gguf")?).unwrap();
+            Damage::Experts(activations, tampering) => {
+                // Of floats, which nothing rounds, or quantised.
+                let file = match activations {
+                    Activations::F32 => "arch/gpt-oss.gguf",
+                    _ => "arch/llama-moe-q8_0.gguf",
+                };
+                let gguf = Gguf::open(shared(file)?).unwrap();
+                let builder = builder_of(gguf).activations(activations);
+                builder.context_length(256).tamper(tampering).build()
+            }
+            Damage::BiasedExperts(tampering) => {
+                let gguf = Gguf::open(shared("arch/glm4moe.gguf")?).unwrap();
                 let builder = builder_of(gguf).activations(Activations::F32);
                 builder.context_length(256).tamper(tampering).build()
             }

@@ -7,12 +7,14 @@ use crate::device::Observation;
 use crate::error::{Error, Result};
 use crate::kernels::attention;
 use crate::kv_cache::{KvLayer, KvLayout};
+use crate::model::Weights;
 use crate::plan::{Batch, BufferId, Extent, Op, Outputs, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Sees the steps of a session's batches and keeps what is asked for.
 pub(crate) struct Recorder<'a> {
+    weights: &'a Weights,
     plan: &'a Plan,
     kv: &'a KvLayout,
     options: &'a TraceOptions,
@@ -42,6 +44,7 @@ impl<'a> Recorder<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] where the options select nothing, or what is not there.
     pub(crate) fn new(
+        weights: &'a Weights,
         plan: &'a Plan,
         kv: &'a KvLayout,
         options: &'a TraceOptions,
@@ -49,6 +52,7 @@ impl<'a> Recorder<'a> {
     ) -> Result<Recorder<'a>> {
         options.check(plan, kv.layers.len(), runs.clone())?;
         let mut recorder = Recorder {
+            weights,
             plan,
             kv,
             options,
@@ -179,11 +183,16 @@ impl<'a> Recorder<'a> {
                         continue;
                     };
                     let mut weights = vec![0.0; wanted.tensor.width()];
+                    let sinks = match seen.step.op {
+                        Op::Attention { sinks, .. } => sinks.map(|id| self.weights.vector(id)),
+                        _ => None,
+                    };
                     let q_width = shape.n_head * shape.query_dim();
                     for (row, q) in q.chunks_exact(q_width).enumerate() {
                         let position = batch.position + row;
                         if self.positions.contains(&position) {
-                            attention::weights(&shape, row, q, keys, &mut weights);
+                            let sinks = sinks.as_deref();
+                            attention::weights(&shape, sinks, row, q, keys, &mut weights);
                             wanted.tensor.push(position, &weights)?;
                         }
                     }
@@ -228,13 +237,7 @@ fn attends<'a>(
     batch: &Batch<'_>,
     op: &Op,
 ) -> Option<Attended<'a>> {
-    let Op::Attention {
-        q,
-        layer,
-        sinks: None,
-        ..
-    } = *op
-    else {
+    let Op::Attention { q, layer, .. } = *op else {
         return None;
     };
     let shape = attention::Shape::of(op, kv, batch.position, batch.n_rows())?;

@@ -27,8 +27,7 @@ pub(super) fn parts(step: &Step) -> Vec<(Part, String)> {
             (Part::Keys, format!("{name}.keys")),
             (Part::Values, format!("{name}.values")),
         ],
-        // What a sink takes is in no key's share.
-        Op::Attention { sinks: None, .. } => {
+        Op::Attention { .. } => {
             let prefix = &name[..name.len() - step.name_in_layer().len()];
             vec![
                 (

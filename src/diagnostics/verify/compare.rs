@@ -1,6 +1,7 @@
 //! The judge: rows of values against the reference's.
 
 use super::divergence::Finding;
+use crate::kernels::experts::LEAST_SUM;
 use crate::plan::Op;
 
 /// The error of one step, as a share of the row's root mean square, that its arithmetic explains.
@@ -26,7 +27,7 @@ pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
         | Op::GatedActivation { .. }
         | Op::Map { .. } => 2e-5,
         // Seen: 7e-3 on lavapipe, of SmolLM2 and Gemma 3.
-        Op::MatMul { .. } if is_f16 => 3e-2,
+        Op::MatMul { .. } | Op::ExpertMatMul { .. } if is_f16 => 3e-2,
         // Seen: 1.6e-2 on lavapipe, of SmolLM2, whose scores are large.
         Op::Attention { .. } if is_f16 => 6e-2,
         Op::MatMul { .. }
@@ -49,16 +50,27 @@ pub(super) struct Outcome {
 /// Compares rows of `width` elements. An element may differ by `tolerance` of its row's root mean
 /// square, or of itself where it is larger.
 pub(super) fn compare(found: &[f32], expected: &[f32], width: usize, tolerance: f32) -> Outcome {
-    compare_at_least(found, expected, width, tolerance, |_| 0.0)
+    compare_above(found, expected, width, tolerance, 0.0, |_| 0.0)
 }
 
-/// As [`compare`], where a row's root mean square counts as no less than `least`, by its index.
-pub(super) fn compare_at_least(
+/// The error that a step may have besides its share of the row: what comes of numbers too small for a normal float,
+/// which many GPUs take as zero. Weights of experts are such numbers divided by a sum.
+pub(super) fn least_error(op: &Op) -> f32 {
+    match *op {
+        Op::ExpertWeights { scale, .. } => f32::MIN_POSITIVE / LEAST_SUM * scale.abs(),
+        _ => 0.0,
+    }
+}
+
+/// As [`compare`]; an element may also differ by `least_error`, and a row's root mean square counts as no less than
+/// `least_size`, by its index.
+pub(super) fn compare_above(
     found: &[f32],
     expected: &[f32],
     width: usize,
     tolerance: f32,
-    least: impl Fn(usize) -> f32,
+    least_error: f32,
+    least_size: impl Fn(usize) -> f32,
 ) -> Outcome {
     let wrong = |index: usize, finding| Outcome {
         wrong: Some((index / width, index % width, finding)),
@@ -82,9 +94,9 @@ pub(super) fn compare_at_least(
     let mut share = 0.0f32;
     let rows = found.chunks(width).zip(expected.chunks(width));
     for (row, (found, expected)) in rows.enumerate() {
-        let rms = rms(expected).max(least(row));
+        let rms = rms(expected).max(least_size(row));
         for (column, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-            let bound = tolerance * rms.max(expected.abs());
+            let bound = (tolerance * rms.max(expected.abs())).max(least_error);
             let error = (found - expected).abs();
             if !(error <= bound && bound.is_finite()) {
                 let finding = Finding::Differs {
@@ -120,10 +132,11 @@ mod tests {
     #[test]
     fn row_that_may_cancel_is_compared_by_the_least_size() {
         let differs = |least: f32| {
-            let outcome = compare_at_least(&[1.0, 1e-6], &[1.0, 2e-6], 1, 1e-3, |row| match row {
+            let of_row = |row| match row {
                 0 => 0.0,
                 _ => least,
-            });
+            };
+            let outcome = compare_above(&[1.0, 1e-6], &[1.0, 2e-6], 1, 1e-3, 0.0, of_row);
             outcome.wrong.map(|(row, ..)| row)
         };
         assert_eq!([0.0, 1e-4, 2e-3].map(differs), [Some(1), Some(1), None]);
@@ -156,6 +169,15 @@ mod tests {
     fn comparison_without_tolerance_wants_the_same_values() {
         assert_eq!(finding(&[1.0, -2.0], &[1.0, -2.0], 0.0), None);
         assert!(finding(&[1.0, 2.0], &[1.0, 2.000_000_2], 0.0).is_some());
+    }
+
+    #[test]
+    fn what_is_too_small_for_a_device_may_differ_and_no_more() {
+        let outcome = |found| compare_above(&[found, 0.0], &[2e-35, 0.0], 2, 2e-5, 1e-33, |_| 0.0);
+        assert!(outcome(0.0).wrong.is_none());
+        assert!(outcome(2e-33).wrong.is_some());
+        let none = compare(&[0.0, 0.0], &[2e-35, 0.0], 2, 2e-5);
+        assert!(none.wrong.is_some());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod steps;
 #[cfg(test)]
 mod steps_tests;
 mod texts;
+mod ties;
 mod upload;
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 // The product of one row of src with pairs of rows of weights, a workgroup's pairs at a time. The kernel
 // says which rows are a pair: fn pair_rows(pair: u32) -> Pair, for any pair, existing or not. Its parameters
 // have `matrix` and `n_pairs`; n_pairs is a multiple of the pairs that all teams multiply at once.
-// common/src_TYPE.wgsl says what the activations are; prepare_src comes before the products. The kernel defines
-// INT8_PAIRS: the pairs that a team multiplies at a time where the activations are int8, 1 or 2.
+// common/src_TYPE.wgsl says what the activations are; prepare_src comes before the products. In front of
+// this stand WORKGROUP, its invocations, and INT8_PAIRS: the pairs that a team multiplies at a time where the activations
+// are int8, 1 or 2.
 
 // Two rows of weights with as many units, in any planes of the binding.
 struct Pair {

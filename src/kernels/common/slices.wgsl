@@ -1,7 +1,7 @@
 // Sums of values that are weighted by the exponentials of scores, in slices: an invocation has 8 elements
 // of a head, `unit`, and every SLICES-th of the keys, `slice`, or of the splits of the keys; invocations
 // that this leaves over repeat others and store nothing. HEAD_DIM, HEADS and so on are those of
-// attention_few::Heads, the bindings are `dst: array<vec4<f32>>` and `int8`.
+// attention_few::Heads, the bindings are `dst: array<vec4<f32>>`, `int8` and `sinks`.
 const UNITS = HEAD_DIM / 8u;
 const QUADS = HEAD_DIM / 4u;
 const SLICES = WORKGROUP / UNITS;
@@ -65,14 +65,21 @@ fn merge_slices(h: u32, quad: u32) -> Quad {
     return merged;
 }
 
-// Merges the slices of a single head and stores it. Called by all in uniform control flow.
+// Merges the slices of a single head, and the sink, and stores it. Called by all in uniform control flow.
 fn store_head(row: u32, head: u32, lane: u32) {
     let stores = lane < QUADS;
     let quad = head * QUADS + lane;
     var value = vec4(0.0);
     if stores {
         let merged = merge_slices(0u, lane);
-        value = merged.values / merged.weight;
+        var total = merged.weight;
+        var shrink = 1.0;
+        if p.has_sinks != 0u {
+            let most = max(merged.highest, sinks[head]);
+            shrink = exp(merged.highest - most);
+            total = total * shrink + exp(sinks[head] - most);
+        }
+        value = merged.values * shrink / total;
         dst[row * (p.stride / 4u) + quad] = value;
     }
     if p.has_int8 != 0u {

@@ -6,7 +6,7 @@ use crate::plan::{ExpertGroups, Gating};
 pub(crate) const LEAST_SUM: f32 = 1.0 / 16384.0;
 
 /// The scores of a row of logits.
-fn scores(gating: Gating, logits: &[f32]) -> Vec<f64> {
+pub(crate) fn scores(gating: Gating, logits: &[f32]) -> Vec<f64> {
     let logits = logits.iter().copied().map(f64::from);
     match gating {
         Gating::Sigmoid => logits.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),

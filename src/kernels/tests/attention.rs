@@ -86,7 +86,7 @@ impl Case {
 }
 
 /// Scores without a value: below, among and above those of keys.
-fn sinks(n_head: usize) -> Vec<f32> {
+pub(super) fn sinks(n_head: usize) -> Vec<f32> {
     (0..n_head)
         .map(|head| [-1.0, 10.0, 8.0, -40.0, 40.0][head % 5])
         .collect()
@@ -447,7 +447,7 @@ fn twin_of_values_that_end_keys_is_the_definition() {
             2.0 * (1.0 - weight) + 4.0 * weight,
         ];
         let mut weights = [f32::NAN; 2];
-        attention::weights(&shape, 0, &q, [&keys, &values], &mut weights);
+        attention::weights(&shape, None, 0, &q, [&keys, &values], &mut weights);
         let errors = dst.iter().zip(want).map(|(dst, want)| (dst - want).abs());
         assert!(
             errors.fold(0.0, f32::max) < 1e-6,
@@ -534,4 +534,12 @@ fn twin_of_sinks_is_the_definition() {
             "{dst}, expected a quarter of {value}"
         );
     }
+    let share = |sinks: Option<&[f32]>| {
+        let mut weights = [f32::NAN; 2];
+        attention::weights(&shape, sinks, 0, &zero, [&zero, &[]], &mut weights);
+        weights
+    };
+    let [of_key, of_none] = share(Some(&[3f32.ln()]));
+    assert!((of_key - 0.25).abs() < 1e-6 && of_none == 0.0, "{of_key}");
+    assert_eq!(share(None), [1.0, 0.0]);
 }

@@ -1,6 +1,6 @@
 //! Attention by cooperative matrices, within the bound that rounding to 16 bits explains.
 
-use super::attention::{Case, Inputs, encode_cache, shape};
+use super::attention::{Case, Inputs, encode_cache, shape, sinks};
 use super::elementwise::decode_cache;
 use super::{Values, first_difference, gpu, padded, run_kernel, unwritten, variants};
 use crate::device::DeviceKind;
@@ -62,9 +62,10 @@ fn run(context: &Context, kernel: &Kernel, tile: Tile, case: &Case, inputs: &Inp
             keys,
             values,
             &unwritten(n_rows + 1, width),
+            &padded(&sinks(shape.n_head), shape.n_head),
         ],
     );
-    let dst: Vec<f32> = bytemuck::pod_collect_to_vec(dst.last().unwrap());
+    let dst: Vec<f32> = bytemuck::pod_collect_to_vec(&dst[3]);
     let rows = dst.chunks_exact(row_stride(width));
     rows.flat_map(|row| &row[..width]).copied().collect()
 }
@@ -316,6 +317,20 @@ fn attention_coop_of_huge_scores_takes_the_highest() {
 }
 
 #[test]
+fn attention_coop_matches_its_twin_with_sinks() {
+    let with_sinks = |(seed, position): (u64, usize)| {
+        let shape = Shape {
+            window: seed.is_multiple_of(2).then_some(20),
+            has_sinks: true,
+            ..shape(10, 5, 64, position)
+        };
+        random(seed, shape, 41)
+    };
+    let cases: Vec<Case> = (91..).zip([0, 1, 63, 200]).map(with_sinks).collect();
+    check(&cases);
+}
+
+#[test]
 fn attention_coop_with_a_mistake_is_noticed() {
     let Some(context) = gpu() else { return };
     let mistakes = [
@@ -329,6 +344,12 @@ fn attention_coop_with_a_mistake_is_noticed() {
             "let first = 0u",
         ),
         ("place.end - 1u)", "place.end)"),
+        ("(p.of_heads & SINKS) != 0u", "false"),
+        ("sinks[head] * 1.44269504 - base", "sinks[head] - base"),
+        (
+            "sinks[head] * 1.44269504 - base",
+            "sinks[0] * 1.44269504 - base",
+        ),
         ("total *= decay;", ""),
         ("rescale_all(place);", ""),
         (
@@ -346,6 +367,15 @@ fn attention_coop_with_a_mistake_is_noticed() {
         let inputs = case.inputs(KvType::F16);
         (case, inputs)
     };
+    let with_sinks = {
+        let shape = Shape {
+            has_sinks: true,
+            ..shape(5, 1, 16, 70)
+        };
+        let case = random(28, shape, 41);
+        let inputs = case.inputs(KvType::F16);
+        (case, inputs)
+    };
     for tile in tiles(context, KvType::F16, 16).into_iter().take(1) {
         for (right, wrong) in mistakes {
             let text = attention_coop::KERNEL.wgsl;
@@ -357,7 +387,7 @@ fn attention_coop_with_a_mistake_is_noticed() {
                 wgsl: Box::leak(text.replacen(right, wrong, 1).into_boxed_str()),
                 ..attention_coop::KERNEL
             };
-            let is_noticed = [&steep, &in_window].map(|(case, inputs)| {
+            let is_noticed = [&steep, &in_window, &with_sinks].map(|(case, inputs)| {
                 let got = run(context, &kernel, tile, case, inputs);
                 first_difference(&got[..inputs.want.len()], &inputs.want, |_| NEAR).is_some()
             });

@@ -1,9 +1,10 @@
 //! Attention of few rows, whole and in splits, over caches of both types.
 
-use super::attention::{Case, Inputs, encode_cache, shape};
+use super::attention::{Case, Inputs, encode_cache, shape, sinks};
 use super::elementwise::decode_cache;
 use super::{
-    Random, Values, first_difference, gpu, padded, run_kernel, unpadded, unwritten, unwritten_words,
+    Random, Values, altered, first_difference, gpu, padded, run_kernel, unpadded, unwritten,
+    unwritten_words,
 };
 use crate::device::wgpu::context::Context;
 use crate::kernels::attention::Shape;
@@ -52,6 +53,7 @@ fn run(
     };
     let n_partials = partials_len(&params, heads, n_rows);
     let spare = n_partials / n_rows / shape.n_head; // of a head that there is not
+    let of_sinks = padded(&sinks(shape.n_head), shape.n_head);
     let mut is_clean = true;
     let mut buffers = run_kernel(
         context,
@@ -67,8 +69,10 @@ fn run(
             &unwritten(n_rows, width),
             &unwritten_words(n_rows * int8_row_words(width)),
             &unwritten_words(n_partials + spare),
+            &of_sinks,
         ],
     );
+    buffers.truncate(6);
     if params.n_splits > 1 {
         let [dst, int8, partials] = &buffers[3..] else {
             panic!("{} buffers", buffers.len())
@@ -82,9 +86,8 @@ fn run(
             batch,
             bytemuck::bytes_of(&params),
             attention_merge::grid(&params, n_rows),
-            &[partials, dst, int8],
+            &[partials, dst, int8, &of_sinks],
         );
-        buffers.push(Vec::new());
     }
     let n_buffers = buffers.len();
     Outputs {
@@ -255,6 +258,61 @@ fn attention_few_caps_scores() {
             ..case(46, shape, 3)
         };
         check(&case, &[None, Some(4)]);
+    }
+}
+
+/// Scores that differ by much, of heads whose sinks do too.
+fn with_sinks(seed: u64, position: usize) -> Case {
+    let shape = Shape {
+        soft_cap: seed.is_multiple_of(2).then_some(20.0),
+        window: seed.is_multiple_of(4).then_some(70),
+        has_sinks: true,
+        ..shape(10, 5, 64, position)
+    };
+    Case {
+        scores: 3.0,
+        ..case(seed, shape, 3)
+    }
+}
+
+#[test]
+fn attention_few_matches_its_twin_with_sinks() {
+    for (seed, position) in (91..).zip([0, 1, 63, 130, 900]) {
+        check(&with_sinks(seed, position), &[None, Some(2), Some(7)]);
+    }
+}
+
+#[test]
+fn mistakes_with_sinks_in_attention_few_are_seen() {
+    let Some(context) = gpu() else { return };
+    let case = with_sinks(95, 130);
+    for (from, to) in [
+        ("total = total * shrink +", "total = total +"),
+        ("+ exp(sinks[head] - most)", ""),
+        ("merged.values * shrink / total", "merged.values / total"),
+        ("exp(sinks[head] - most)", "exp(sinks[0] - most)"),
+        (
+            "if p.has_sinks != 0u {",
+            "if p.has_sinks != 0u && p.n_splits > 1u {",
+        ),
+        (
+            "if p.has_sinks != 0u {",
+            "if p.has_sinks != 0u && p.n_splits == 1u {",
+        ),
+    ] {
+        let broken = |kernel: &Kernel, heads| {
+            let variant = Variant {
+                kv: KvType::F16,
+                heads: Some(heads),
+                ..Variant::PLAIN
+            };
+            altered(kernel, &variant, from, to)
+        };
+        let few = broken(KERNELS[0], Heads::whole(&case.shape));
+        let merge = broken(KERNELS[1], Heads::merge(&case.shape));
+        let whole = judge(context, [&few, KERNELS[1]], &case, KvType::F16, None);
+        let split = judge(context, [KERNELS[0], &merge], &case, KvType::F16, Some(3));
+        assert!(whole.is_err() || split.is_err(), "`{from}` as `{to}`");
     }
 }
 

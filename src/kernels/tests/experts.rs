@@ -1,16 +1,16 @@
 //! What chooses experts, multiplies with their matrices and adds up their results; and mistakes that must be seen.
 
 use super::{
-    Random, Values, altered, first_difference, gpu, padded, run_kernel, unpadded, unwritten,
-    variants,
+    Random, Values, altered, first_difference, gpu, int8_rows, padded, run_kernel, unpadded,
+    unwritten, variants,
 };
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::experts::{self, ExpertMatrix};
 use crate::kernels::repack::Shard;
 use crate::kernels::{
-    BatchParams, Kernel, Src, Variant, choose_experts, expert_matvec, expert_weights, matvec,
-    row_stride, weigh_slots, weighted_sum,
+    BatchParams, Constants, Kernel, Src, Variant, choose_experts, expert_matvec, expert_weights,
+    matvec, quantize, row_stride, weigh_slots, weighted_sum,
 };
 use crate::plan::{ExpertGroups, Gating};
 
@@ -114,26 +114,29 @@ impl Routing {
         let counts = [self.n_expert, self.n_chosen];
         let params =
             expert_weights::Params::new(counts, self.gating, normalised, SCALE, has_factors);
-        let buffers = run_kernel(
-            context,
-            kernel,
-            &variants(&expert_weights::KERNEL, true)[0],
-            batch(self.n_rows),
-            bytemuck::bytes_of(&params),
-            expert_weights::grid(&params, self.n_rows),
-            &[
-                &padded(&logits, self.n_expert),
-                &padded(&chosen, self.n_chosen),
-                &padded(&factors, self.n_expert),
-                &unwritten(self.n_rows, self.n_chosen),
-            ],
-        );
-        let got = unpadded(buffers.last().unwrap(), self.n_chosen);
         let largest = |i: usize| {
             let row = want[i / self.n_chosen * self.n_chosen..][..self.n_chosen].iter();
             row.fold(0.0, |most: f64, x| most.max(f64::from(x.abs())))
         };
-        judge(&got, &want, |i| WEIGHT_BOUND * largest(i))
+        for variant in variants(&expert_weights::KERNEL, context.subgroups()) {
+            let buffers = run_kernel(
+                context,
+                kernel,
+                &variant,
+                batch(self.n_rows),
+                bytemuck::bytes_of(&params),
+                expert_weights::grid(&params, self.n_rows),
+                &[
+                    &padded(&logits, self.n_expert),
+                    &padded(&chosen, self.n_chosen),
+                    &padded(&factors, self.n_expert),
+                    &unwritten(self.n_rows, self.n_chosen),
+                ],
+            );
+            let got = unpadded(buffers.last().unwrap(), self.n_chosen);
+            judge(&got, &want, |i| WEIGHT_BOUND * largest(i))?;
+        }
+        Ok(())
     }
 }
 
@@ -304,6 +307,14 @@ fn mistakes_in_routing_are_seen() {
 /// An expert that no row has.
 const UNCHOSEN: usize = 2;
 
+/// What a product gives of activations as the kernel sees them.
+struct Expected {
+    seen: Vec<u8>,
+    want: Vec<f32>,
+    /// The same of magnitudes.
+    size: Vec<f32>,
+}
+
 struct Product {
     seed: u64,
     ty: WeightType,
@@ -363,17 +374,35 @@ impl Product {
             n_cols,
         };
         let absolute = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
-        let mut want = vec![0.0; n_slots * n_out];
-        let mut size = want.clone();
-        experts::matmul_twin(&decode, matrix, &src, &chosen, bias.as_deref(), &mut want);
-        let (src_size, bias_size) = (absolute(&src), bias.as_deref().map(absolute));
+        let bias_size = bias.as_deref().map(absolute);
         let bias_size = bias_size.as_deref();
-        experts::matmul_twin(&sizes, matrix, &src_size, &chosen, bias_size, &mut size);
+        let expected = |src: &[f32], seen: Vec<u8>| {
+            let mut want = vec![0.0; n_slots * n_out];
+            let mut size = want.clone();
+            experts::matmul_twin(&decode, matrix, src, &chosen, bias.as_deref(), &mut want);
+            experts::matmul_twin(
+                &sizes,
+                matrix,
+                &absolute(src),
+                &chosen,
+                bias_size,
+                &mut size,
+            );
+            Expected { seen, want, size }
+        };
+        let exact = expected(&src, padded(&src, n_cols));
+        let mut rounded = src.clone();
+        quantize::twin(&src, n_cols, &mut rounded);
+        let rounded = expected(&rounded, int8_rows(&src, n_cols));
 
         for variant in variants(&expert_matvec::KERNEL, context.subgroups()) {
-            if variant.weight != ty || variant.src != Src::F32 {
+            if variant.weight != ty || variant.workgroup != 128 {
                 continue;
             }
+            let Expected { seen, want, size } = match variant.src {
+                Src::F32 | Src::Norm => &exact,
+                Src::Int8 => &rounded,
+            };
             let mut dst = unwritten(n_slots, n_out);
             for (index, &first_row) in self.shards.iter().enumerate() {
                 let end = self.shards.get(index + 1).copied().unwrap_or(n_all);
@@ -394,7 +423,7 @@ impl Product {
                     matrix,
                     src_stride: row_stride(n_cols) as u32,
                     dst_stride: row_stride(n_out) as u32,
-                    n_pairs: matvec::n_pairs(matrix.team_size, Src::F32),
+                    n_pairs: matvec::n_pairs(matrix.team_size, variant.src),
                     has_bias: self.has_bias.into(),
                     n_out: n_out as u32,
                     n_expert: n_expert as u32,
@@ -404,16 +433,21 @@ impl Product {
                     padding: [0; 3],
                 };
                 let bias = bias.clone().unwrap_or_else(|| vec![0.0]);
+                let constants = Constants::new(bytemuck::bytes_of(&params));
+                let in_text = self.seed.is_multiple_of(2) && !kernel.uses.is_whole;
                 let mut buffers = run_kernel(
                     context,
                     kernel,
-                    &variant,
+                    &Variant {
+                        constants: constants.filter(|_| in_text),
+                        ..variant
+                    },
                     batch(n_rows),
                     bytemuck::bytes_of(&params),
                     expert_matvec::grid(&params, n_slots),
                     &[
                         bytemuck::cast_slice(&words),
-                        &padded(&src, n_cols),
+                        seen,
                         &padded(&chosen, n_chosen),
                         &padded(&bias, bias.len()),
                         &dst,
@@ -425,10 +459,14 @@ impl Product {
             let got: Vec<f32> = rows
                 .flat_map(|row| bytemuck::pod_collect_to_vec::<u8, f32>(&row[..n_out * 4]))
                 .collect();
-            let bound =
-                |i: usize| PRODUCT_BOUND * f64::from(f32::EPSILON) * f64::from(size[i]) + 1e-37;
-            judge(&got, &want, bound)
-                .map_err(|what| format!("{ty:?}, seed {}: {what}", self.seed))?;
+            // Of int8 also |offset x|, which is no larger than |w x| here.
+            let factor = match variant.src {
+                Src::F32 | Src::Norm => PRODUCT_BOUND,
+                Src::Int8 => 2.0 * PRODUCT_BOUND,
+            };
+            let bound = |i: usize| factor * f64::from(f32::EPSILON) * f64::from(size[i]) + 1e-37;
+            judge(&got, want, bound)
+                .map_err(|what| format!("{variant:?}, seed {}: {what}", self.seed))?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::{
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::repack::{Matrix, Shard};
+use crate::kernels::teams::{FewRows, Of, Teams};
 use crate::kernels::{
     BatchParams, Constants, Kernel, Src, Variant, gated_activation, matmul, matvec_gated, quantize,
     rms_norm, row_stride,
@@ -31,14 +32,19 @@ fn batch() -> BatchParams {
 }
 
 /// Weights of a type, as a file and as the kernels see them.
-struct Weights {
-    shard: Shard,
-    file: Vec<u8>,
-    words: Vec<u32>,
+pub(super) struct Weights {
+    pub(super) shard: Shard,
+    pub(super) file: Vec<u8>,
+    pub(super) words: Vec<u32>,
 }
 
 impl Weights {
-    fn new(random: &mut Random, ty: WeightType, n_rows: usize, n_cols: usize) -> Weights {
+    pub(super) fn new(
+        random: &mut Random,
+        ty: WeightType,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Weights {
         let mut file = Vec::new();
         for _ in 0..n_rows {
             let row: Vec<f32> = (0..n_cols).map(|_| random.signed()).collect();
@@ -200,8 +206,7 @@ struct Gated {
     n_cols: usize,
     activation: Activation,
     has_int8: bool,
-    team_size: u32,
-    is_wide: bool,
+    teams: Teams,
 }
 
 const GATED: Gated = Gated {
@@ -211,8 +216,11 @@ const GATED: Gated = Gated {
     n_cols: 512,
     activation: Activation::Silu,
     has_int8: true,
-    team_size: 32,
-    is_wide: true,
+    teams: Teams {
+        size: 32,
+        workgroup: 256,
+        pairs: 2,
+    },
 };
 
 fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> Result<(), String> {
@@ -229,7 +237,7 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
     let activations = Activations::new(&mut random, n_cols, src);
     let (words, starts) = together(&[&gate.words, &up.words]);
     let matrix = Matrix {
-        team_size: case.team_size,
+        team_size: case.teams.size,
         ..gate.shard.matrix()
     };
     let up_matrix = matrix.behind(starts[1]);
@@ -240,12 +248,11 @@ fn run_gated(context: &Context, case: &Gated, mistake: Option<(&str, &str)>) -> 
         has_int8: u32::from(case.has_int8),
         ..matvec_gated::Params::new(matrix, up_matrix, strides, activation)
     };
-    let variant = Variant {
+    let variant = case.teams.put_into(Variant {
         weight: ty,
         src,
-        is_wide: case.is_wide,
         ..Variant::PLAIN
-    };
+    });
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_gated::KERNEL, &variant, from, to),
         None => &matvec_gated::KERNEL,
@@ -297,7 +304,16 @@ fn matvec_gated_matches_the_twins_of_its_steps() {
     let shapes = [(1, 32), (31, 64), (33, 576), (128, 96), (1536, 64)];
     for src in SOURCES {
         for (index, (n_out, n_cols)) in shapes.into_iter().enumerate() {
-            for team_size in [8, 16, 32, 64] {
+            let product = FewRows {
+                of: Of::Gated,
+                weight: WeightType::Q5_0,
+                src,
+                n_out,
+                units_per_row: n_cols / 32,
+            };
+            // All teams where the last outputs are no whole unit.
+            let n = if n_out == 33 { usize::MAX } else { 2 };
+            for teams in product.all().take(n) {
                 let case = Gated {
                     ty: WeightType::Q5_0,
                     src,
@@ -305,8 +321,7 @@ fn matvec_gated_matches_the_twins_of_its_steps() {
                     n_cols,
                     activation: [Activation::Silu, Activation::GeluTanh][index % 2],
                     has_int8: index != 2,
-                    team_size,
-                    is_wide: index % 2 == 1,
+                    teams,
                 };
                 run_gated(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
             }

@@ -14,6 +14,7 @@ use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
 use crate::kernels::repack::Matrix;
+use crate::kernels::teams::{FewRows, Of, Teams};
 use crate::kernels::{
     self, BatchParams, Kernel, ROW_ALIGNMENT, Variant, embed, f16_rows, matmul, matmul_coop,
     matvec, row_stride,
@@ -28,7 +29,7 @@ struct Product {
     /// Whether it is one for few rows.
     of_few: bool,
     /// Where it is not to be what the shape suggests.
-    team_size: Option<u32>,
+    teams: Option<Teams>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,19 +43,19 @@ const MATMUL: Product = Product {
     kernel: matmul::KERNEL,
     src: Src::F32,
     of_few: false,
-    team_size: None,
+    teams: None,
 };
 const MATVEC: Product = Product {
     kernel: matvec::KERNEL,
     src: Src::F32,
     of_few: true,
-    team_size: None,
+    teams: None,
 };
 const MATVEC_INT8: Product = Product {
     kernel: matvec::KERNEL,
     src: Src::Int8,
     of_few: true,
-    team_size: None,
+    teams: None,
 };
 
 impl Product {
@@ -67,6 +68,22 @@ impl Product {
             Src::Int8 => kernels::Src::Int8,
             Src::F32 | Src::F16(_) => kernels::Src::F32,
         }
+    }
+
+    fn few_rows(&self, ty: WeightType, n_out: usize, units_per_row: usize) -> FewRows {
+        FewRows {
+            of: Of::Matvec,
+            weight: ty,
+            src: self.few_src(),
+            n_out,
+            units_per_row,
+        }
+    }
+
+    fn teams(&self, matrix: Matrix) -> Teams {
+        let [n_out, units] = [matrix.n_rows, matrix.units_per_row].map(|count| count as usize);
+        let rule = self.few_rows(WeightType::Q4_0, n_out, units).rule();
+        self.teams.unwrap_or(rule)
     }
 
     fn variant(&self, inputs: &Inputs) -> Variant {
@@ -120,8 +137,9 @@ impl Product {
             n_rows,
             ..
         } = inputs.case;
+        let teams = self.teams(matrix);
         let matrix = Matrix {
-            team_size: self.team_size.unwrap_or(matrix.team_size),
+            team_size: teams.size,
             ..matrix
         };
         let [src_stride, dst_stride] = [n_cols, n_out].map(|width| row_stride(width) as u32);
@@ -140,7 +158,7 @@ impl Product {
             matrix,
             src_stride,
             dst_stride,
-            n_pairs: matvec::n_pairs(matrix.team_size, self.few_src()),
+            n_pairs: teams.n_pairs(),
             has_bias,
             has_residual,
             padding: [0; 3],
@@ -153,7 +171,7 @@ impl Product {
             }
             _ => (bytemuck::bytes_of(&of_many), matmul::grid(&of_many, n_rows)),
         };
-        let variant = self.variant(inputs);
+        let variant = teams.put_into(self.variant(inputs));
         let mut buffers = run_kernel(
             context,
             &self.kernel,
@@ -223,7 +241,7 @@ fn cooperative(context: &Context) -> Vec<Product> {
         kernel: matmul_coop::KERNEL,
         src: Src::F16(tile),
         of_few: false,
-        team_size: None,
+        teams: None,
     };
     tiles
         .filter(|tile| tile.workgroup_bytes() <= room)
@@ -496,7 +514,7 @@ fn matvec_of_int8_agrees_with_its_twin_for_every_quantised_weight_type() {
 }
 
 #[test]
-fn products_of_few_rows_agree_with_their_twin_for_every_team_size() {
+fn products_of_few_rows_agree_with_their_twin_for_all_teams() {
     let Some(context) = gpu() else { return };
     let inputs = Inputs::new(Case {
         seed: 2,
@@ -510,10 +528,15 @@ fn products_of_few_rows_agree_with_their_twin_for_every_team_size() {
         values: Values::Usual,
     });
     for mut product in [MATVEC, MATVEC_INT8] {
-        for team_size in [8, 16, 32, 64] {
-            product.team_size = Some(team_size);
+        let candidates = product.few_rows(inputs.case.ty, 37, 83).candidates();
+        assert_eq!(
+            candidates.len(),
+            if product.src == Src::F32 { 12 } else { 24 }
+        );
+        for teams in candidates {
+            product.teams = Some(teams);
             if let Err(message) = product.judge(&inputs, &run_product(context, &inputs, &product)) {
-                panic!("{}, teams of {team_size}: {message}", product.kernel.name);
+                panic!("{}, {teams}: {message}", product.kernel.name);
             }
         }
     }

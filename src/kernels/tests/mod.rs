@@ -7,6 +7,8 @@ mod attention_few;
 mod both_ways;
 mod columns;
 mod elementwise;
+mod expert_gated;
+mod expert_tiles;
 mod experts;
 mod few_rows;
 mod heads;
@@ -26,7 +28,7 @@ use super::attention_deep::Tile as DeepTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
-use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, expert_matvec, head_matvec, row_stride};
+use super::{Kernel, ROW_ALIGNMENT, Src, Uses, Variant, head_matvec, row_stride};
 use crate::gguf::WeightType;
 use crate::kv_cache::KvType;
 use std::fmt::{self, Debug};
@@ -98,10 +100,11 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
     }
     if kernel.uses.matvec {
         let quantised = variants.iter().filter(|v| v.weight.is_quantised());
+        let of_experts = ["expert_gated", "expert_matvec"];
         // Kernels with a residual, and those of experts, have none of what a norm needs; that of heads takes floats.
         let sources = match kernel.name {
             name if name == head_matvec::KERNEL.name => Vec::new(),
-            name if kernel.uses.output || name == expert_matvec::KERNEL.name => vec![Src::Int8],
+            name if kernel.uses.output || of_experts.contains(&name) => vec![Src::Int8],
             _ => vec![Src::Int8, Src::Norm],
         };
         let of = |&v: &Variant| {
@@ -114,8 +117,14 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         variants.extend(rounded);
     }
     if kernel.uses.matvec {
-        let both = |v| [false, true].map(|is_wide| Variant { is_wide, ..v });
-        variants = variants.into_iter().flat_map(both).collect();
+        let each = |v: Variant| {
+            [(64, 2), (128, 1), (256, 2)].map(|(workgroup, int8_pairs)| Variant {
+                workgroup,
+                int8_pairs,
+                ..v
+            })
+        };
+        variants = variants.into_iter().flat_map(each).collect();
     }
     if kernel.uses.tile {
         let with_each = |v| tiles().map(move |tile| Variant { tile, ..v });

@@ -4,10 +4,11 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, causal_conv, choose_experts, columns, delta_rule, embed, expert_matvec,
-    expert_weights, f16_rows, gated_activation, group_norm, head_matvec, layer_norm, logit_maxima,
-    map, matmul, matmul_coop, matvec, matvec_gated, matvec_heads, quantize, rms_norm, rope, sample,
-    select_outputs, sentinel, state_scan, store_kv, take_columns, weigh_slots, weighted_sum,
+    attention_few, causal_conv, choose_experts, columns, delta_rule, embed, expert_gated,
+    expert_matmul, expert_matvec, expert_tiles, expert_weights, f16_rows, gated_activation,
+    group_norm, head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec,
+    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
+    state_scan, store_kv, take_columns, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -56,7 +57,8 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             window,
             has_int8,
-            soft_cap
+            soft_cap,
+            has_sinks
         }),
         "causal_conv" => members!(causal_conv::Params {
             n_channels,
@@ -117,6 +119,38 @@ fn params_members(kernel: &Kernel) -> Members {
             n_group,
             n_used
         }),
+        "expert_gated" => members!(expert_gated::Params {
+            matrix,
+            up_planes,
+            src_stride,
+            dst_stride,
+            n_pairs,
+            activation,
+            has_int8,
+            has_bias,
+            up_bias,
+            n_out,
+            n_expert,
+            n_chosen,
+            chosen_stride,
+            slots_per_src
+        }),
+        "expert_matmul" | "expert_matmul_coop" => members!(expert_matmul::Params {
+            matrix,
+            src_stride,
+            dst_stride,
+            n_out,
+            has_bias,
+            slots_per_src,
+            order_start
+        }),
+        "expert_tiles" => members!(expert_tiles::Params {
+            n_expert,
+            n_chosen,
+            chosen_stride,
+            tile_rows,
+            order_start
+        }),
         "expert_matvec" => members!(expert_matvec::Params {
             matrix,
             src_stride,
@@ -168,6 +202,7 @@ fn params_members(kernel: &Kernel) -> Members {
         "f16_rows" => members!(f16_rows::Params {
             stride,
             extent,
+            n_slots,
             padding
         }),
         "gated_activation" => {
@@ -260,7 +295,7 @@ fn params_members(kernel: &Kernel) -> Members {
             eps,
             writes_norm
         }),
-        "quantize" => members!(quantize::Params { stride }),
+        "quantize" => members!(quantize::Params { stride, n_slots }),
         "rms_norm" => members!(rms_norm::Params {
             group,
             n_groups,

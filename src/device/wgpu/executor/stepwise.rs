@@ -3,11 +3,12 @@
 use super::{GpuExecutor, Rows, dispatches};
 use crate::device::stepwise::joined_parts;
 use crate::device::wgpu::context::named;
+use crate::device::wgpu::select::FEW_ROWS;
 use crate::device::{Observation, Observer, Stepwise};
 use crate::error::Result;
 use crate::kernels::row_stride;
 use crate::kv_cache::KvType;
-use crate::plan::{Batch, BufferId, Op, StateId};
+use crate::plan::{Batch, BufferId, Op, StateId, Step};
 use half::f16;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,24 +22,40 @@ impl Stepwise for GpuExecutor {
         });
         // The kernel that wrote a buffer may have written its rounded form too, or have left it to the product.
         let rounded = steps.iter().enumerate().filter_map(|(product, step)| {
-            let Op::MatMul {
-                src,
-                weight,
-                int8_rows,
-                dst,
-                ..
-            } = step.op
-            else {
-                return None;
+            let (src, weight, int8_rows, n_rows) = match step.op {
+                Op::MatMul {
+                    src,
+                    weight,
+                    int8_rows,
+                    dst,
+                    ..
+                } => (src, weight, int8_rows, self.plan.rows_of(dst, batch)),
+                Op::ExpertMatMul {
+                    src,
+                    weight,
+                    int8_rows,
+                    ..
+                } => (src, weight, int8_rows, batch.n_rows()),
+                _ => return None,
             };
-            let n_rows = self.plan.rows_of(dst, batch);
             let ty = self.shared.weights.get(weight).ty;
             let rounds = int8_rows >= n_rows || self.shared.rounding.is_f16(ty, n_rows);
             let writes = |step: &usize| steps[*step].op.dst() == Some(src);
             let writer = (0..product).rev().find(writes);
             writer.filter(|_| rounds).map(|writer| [writer, product])
         });
-        joined_parts(steps.len(), fused.chain(rounded))
+        // The first product with experts has made the table of tiles for those behind it.
+        let tiled = steps.iter().enumerate().filter_map(|(product, step)| {
+            let Op::ExpertMatMul { chosen, .. } = step.op else {
+                return None;
+            };
+            let is_earlier = |step: &Step| matches!(step.op, Op::ExpertMatMul { chosen: ids, .. } if ids == chosen);
+            let writes = |step: &Step| step.op.dst() == Some(chosen);
+            let start = steps[..product].iter().rposition(writes).unwrap_or(0);
+            let first = start + steps[start..product].iter().position(is_earlier)?;
+            (batch.n_rows() > FEW_ROWS).then_some([first, product])
+        });
+        joined_parts(steps.len(), fused.chain(rounded).chain(tiled))
     }
 
     fn turns(&self) -> Vec<usize> {

@@ -4,7 +4,10 @@ use super::fuse::{Gated, Group, Heads, Norm, Product, Projection};
 use super::steps::Lowering;
 use super::{Draft, whole};
 use crate::device::wgpu::select::FEW_ROWS;
-use crate::kernels::{Src, Variant, matvec_gated, matvec_heads, repack, rope, row_stride};
+use crate::device::wgpu::tune::Subject;
+use crate::kernels::repack::Matrix;
+use crate::kernels::teams::{FewRows, Of};
+use crate::kernels::{Src, Variant, matvec_gated, matvec_heads, rope, row_stride};
 use crate::model::WeightId;
 use crate::plan::BufferId;
 
@@ -16,6 +19,7 @@ impl<'a> Lowering<'a> {
         let draft = match group {
             Group::Heads(heads) => self.heads(step, heads, writes),
             Group::Gated(gated) => self.gated(step, gated),
+            Group::ExpertGated(gated) => self.expert_gated(step, gated),
         };
         Draft {
             writes: writes.to_vec(),
@@ -93,10 +97,17 @@ impl<'a> Lowering<'a> {
         }
 
         let n_rows = projections.iter().map(|of| of.matrix.n_rows).sum::<u32>();
-        let units_per_row = projections[0].matrix.units_per_row;
-        let team_size = repack::team_size(n_rows as usize, units_per_row as usize);
+        let weight = self.shared.weights.get(first.product.weight).ty;
+        let of_all = FewRows {
+            of: Of::Heads,
+            weight,
+            src: few,
+            n_out: n_rows as usize,
+            units_per_row: projections[0].matrix.units_per_row as usize,
+        };
+        let teams = self.choice.teams(&of_all);
         let src_stride = row_stride(self.width(src));
-        let mut params = matvec_heads::Params::new(&projections, team_size, src_stride, few);
+        let mut params = matvec_heads::Params::new(&projections, &teams, src_stride);
         let mut ropes = heads
             .projections
             .iter()
@@ -122,10 +133,11 @@ impl<'a> Lowering<'a> {
         let dst = first.product.dst;
         let draft = self.plain(step, dst, kernel, params, storage, matvec_heads::grid);
         Draft {
+            subject: Some(Subject::FewRows(of_all)),
             variant: Variant {
-                weight: self.shared.weights.get(first.product.weight).ty,
+                weight,
                 src: few,
-                ..draft.variant
+                ..teams.put_into(draft.variant)
             },
             ..draft
         }
@@ -136,7 +148,19 @@ impl<'a> Lowering<'a> {
         let ids = [gate.weight, up.weight];
         let (weights, starts) = self.shared.weights.joint_binding(&ids);
         let shards = ids.map(|id| &self.shared.weights.shards(id)[0].shard);
-        let [matrix, up_matrix] = [0, 1].map(|i| shards[i].matrix().behind(starts[i]));
+        let (few, few_src) = self.few_src(gate, gated.norm);
+        let product = FewRows {
+            of: Of::Gated,
+            weight: shards[0].ty,
+            src: few,
+            n_out: shards[0].n_rows,
+            units_per_row: shards[0].matrix().units_per_row as usize,
+        };
+        let teams = self.choice.teams(&product);
+        let [matrix, up_matrix] = [0, 1].map(|i| Matrix {
+            team_size: teams.size,
+            ..shards[i].matrix().behind(starts[i])
+        });
         let strides = [gate.src, *dst].map(|buffer| row_stride(self.width(buffer)));
         let mut params = matvec_gated::Params::new(matrix, up_matrix, strides, gated.activation);
         let [gate_dst, up_dst, result] =
@@ -149,18 +173,17 @@ impl<'a> Lowering<'a> {
         if let Some(norm) = gated.norm {
             (params.eps, params.writes_norm) = (norm.eps, u32::from(norm.writes));
         }
-        let (few, few_src) = self.few_src(gate, gated.norm);
         let norm = self.norm_storage(gate, gated.norm, &result);
         let mut storage = vec![weights, few_src, gate_dst, up_dst, result, int8_dst];
         storage.extend(norm);
         let kernel = &matvec_gated::KERNEL;
         let draft = self.plain(step, *dst, kernel, params, storage, matvec_gated::grid);
         Draft {
+            subject: Some(Subject::FewRows(product)),
             variant: Variant {
                 weight: shards[0].ty,
                 src: few,
-                is_wide: matvec_gated::is_wide(&params),
-                ..draft.variant
+                ..teams.put_into(draft.variant)
             },
             ..draft
         }

@@ -1,12 +1,15 @@
 //! Which steps of a plan one kernel computes together, in batches of few rows. The kernels write what
 //! each step would have written, so that the plan stays what is observed and verified.
 
+mod experts;
 mod join;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::experts::ExpertGated;
+
 use crate::gguf::WeightType;
-use crate::kernels::{Kernel, matvec_gated, matvec_heads};
+use crate::kernels::{Kernel, expert_gated, matvec_gated, matvec_heads};
 use crate::model::WeightId;
 use crate::plan::{Activation, BufferId, Extent, Op, Plan, RopeTableId};
 use std::collections::BTreeSet;
@@ -17,6 +20,7 @@ use std::ops::Range;
 pub(super) enum Group {
     Heads(Heads),
     Gated(Gated),
+    ExpertGated(ExpertGated),
 }
 
 /// Projections of the same rows by weights of one type, up to [`matvec_heads::MOST_PROJECTIONS`].
@@ -139,6 +143,11 @@ pub(super) fn parts(plan: &Plan, places: &dyn Places) -> Vec<Part> {
                     parts[first] = Part::First(Group::Gated(gated), all);
                     parts[second] = Part::Later;
                     parts[index] = Part::Later;
+                } else if let Some(([first, second], gated)) = finder.expert_gated(index) {
+                    let all = vec![first, second, index];
+                    parts[first] = Part::First(Group::ExpertGated(gated), all);
+                    parts[second] = Part::Later;
+                    parts[index] = Part::Later;
                 }
             }
             _ => {}
@@ -202,14 +211,16 @@ impl Group {
         match self {
             Group::Heads(_) => &matvec_heads::KERNEL,
             Group::Gated(_) => &matvec_gated::KERNEL,
+            Group::ExpertGated(_) => &expert_gated::KERNEL,
         }
     }
 
-    /// The source of its products, and where its norm goes.
-    fn src_and_norm(&mut self) -> (Product, &mut Option<Norm>) {
+    /// The source of its products, and where its norm goes; none where it cannot have one.
+    fn src_and_norm(&mut self) -> Option<(Product, &mut Option<Norm>)> {
         match self {
-            Group::Heads(heads) => (heads.projections[0].product, &mut heads.norm),
-            Group::Gated(gated) => (gated.gate, &mut gated.norm),
+            Group::Heads(heads) => Some((heads.projections[0].product, &mut heads.norm)),
+            Group::Gated(gated) => Some((gated.gate, &mut gated.norm)),
+            Group::ExpertGated(_) => None,
         }
     }
 
@@ -218,6 +229,7 @@ impl Group {
         match self {
             Group::Heads(heads) => heads.norm,
             Group::Gated(gated) => gated.norm,
+            Group::ExpertGated(_) => None,
         }
     }
 }
@@ -395,9 +407,9 @@ impl Finder<'_> {
         let firsts: Vec<usize> = (step + 1..step + 1 + n_until_overwritten)
             .filter(|&first| match &mut parts[first] {
                 Part::First(group, _) => {
-                    let (product, _) = group.src_and_norm();
                     let takes = self.places.may_normalise(group.kernel(), width);
-                    product.src == dst && product.int8 && takes
+                    let product = group.src_and_norm().map(|(product, _)| product);
+                    product.is_some_and(|product| product.src == dst && product.int8 && takes)
                 }
                 Part::Alone | Part::Later => false,
             })
@@ -425,8 +437,10 @@ impl Finder<'_> {
             return;
         }
         for &reader in &firsts {
-            if let Part::First(group, _) = &mut parts[reader] {
-                *group.src_and_norm().1 = Some(Norm {
+            if let Part::First(group, _) = &mut parts[reader]
+                && let Some((_, norm)) = group.src_and_norm()
+            {
+                *norm = Some(Norm {
                     src,
                     weight,
                     eps,

@@ -6,12 +6,14 @@ mod experts;
 mod few;
 mod fuse;
 mod heads;
+mod probe;
 mod recurrent;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(super) use buffers::SessionBuffers;
+pub(super) use probe::Probe;
 
 use self::fuse::{Group, Part, Places, Projection};
 use self::steps::Lowering;
@@ -20,6 +22,7 @@ use super::buffer::Buffer;
 use super::chain;
 use super::pipelines::Pipeline;
 use super::select::{Choice, Rows};
+use super::tune::Subject;
 use crate::device::memory::Purpose;
 use crate::error::Result;
 use crate::gguf::WeightType;
@@ -68,6 +71,8 @@ struct Draft<'a> {
     rows: Rows,
     visible: RangeInclusive<usize>,
     extent: Extent,
+    /// What its kernel was chosen as.
+    subject: Option<Subject>,
     kernel: &'static Kernel,
     variant: Variant,
     params: Vec<u8>,
@@ -125,11 +130,25 @@ pub(super) fn lower(
     };
     let own = own_buffers(shared, plan, &parts)?;
     lowering.own = own.iter().map(|(&step, buffer)| (step, buffer)).collect();
-    let normed = fuse::normed_in_kernels(&parts);
+    let drafts = draft(&lowering, &parts);
+    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
+    // What chooses tokens behind the plan is compiled meanwhile.
+    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
+    shared.context.compile_all(of_drafts.chain(of_chain))?;
+    let steps = bind(shared, plan, buffers, drafts)?;
+    let beside = beside(plan);
+    Ok(Lowered { steps, own, beside })
+}
+
+/// The dispatches of every step, before their parameters have a place.
+fn draft<'a>(lowering: &Lowering<'a>, parts: &[Part]) -> Vec<Draft<'a>> {
+    let plan = lowering.plan;
+    let normed = fuse::normed_in_kernels(parts);
     let mut drafts = Vec::new();
     let mut rounded = Rounded::default();
-    for (index, (step, part)) in plan.steps.iter().zip(&parts).enumerate() {
+    for (index, (step, part)) in plan.steps.iter().zip(parts).enumerate() {
         drafts.extend(lowering.rounding(index, &step.op, &mut rounded, &normed));
+        drafts.extend(lowering.expert_tables(index, &step.op, &mut rounded));
         if let Part::First(group, steps) = part {
             drafts.push(lowering.fused(index, group, steps));
         }
@@ -151,13 +170,7 @@ pub(super) fn lower(
             }
         }
     }
-    let of_drafts = drafts.iter().map(|draft| (draft.kernel, draft.variant));
-    // What chooses tokens behind the plan is compiled meanwhile.
-    let of_chain = chain::KERNELS.map(|kernel| (kernel, choice.plain()));
-    shared.context.compile_all(of_drafts.chain(of_chain))?;
-    let steps = bind(shared, plan, buffers, drafts)?;
-    let beside = beside(plan);
-    Ok(Lowered { steps, own, beside })
+    drafts
 }
 
 /// The first steps of products that have a source in common and follow each other.
@@ -217,12 +230,15 @@ struct Rounded {
     int8: BTreeSet<BufferId>,
     /// The one in `f16_rows`.
     f16: Option<BufferId>,
+    /// Ids of experts that are in a table of tiles of so many rows, in batches of some rows.
+    tiled: Vec<(BufferId, usize, Rows)>,
 }
 
 impl Rounded {
     fn forget(&mut self, written: BufferId) {
         self.int8.remove(&written);
         self.f16 = self.f16.filter(|buffer| *buffer != written);
+        self.tiled.retain(|(ids, ..)| *ids != written);
     }
 }
 

@@ -6,8 +6,11 @@ use super::{Draft, Own, Rounded, SessionBuffers, whole};
 use crate::device::wgpu::Shared;
 use crate::device::wgpu::buffer::Buffer;
 use crate::device::wgpu::select::{Choice, Rows};
+use crate::device::wgpu::tune::{ManyRows, Subject};
 use crate::device::wgpu::weights::WeightShard;
 use crate::kernels::attention_few::Heads;
+use crate::kernels::repack::Matrix;
+use crate::kernels::teams::{FewRows, Of};
 use crate::kernels::{self, Kernel, Src, Variant, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::model::WeightId;
@@ -241,7 +244,8 @@ impl<'a> Lowering<'a> {
         let params = attention::Params::new(&shape);
         let storage = vec![of(q), keys.clone(), values.clone(), of(dst)];
         let mut with_sinks = storage.clone();
-        with_sinks.insert(3, sinks.map_or(of(q), |id| self.shared.weights.vector(id)));
+        let sinks = sinks.map_or(of(q), |id| self.shared.weights.vector(id));
+        with_sinks.insert(3, sinks.clone());
         let any = self.plain(
             step,
             dst,
@@ -255,6 +259,8 @@ impl<'a> Lowering<'a> {
         let many = tile.map(|tile| {
             let kernel = &attention_coop::KERNEL;
             let grid = move |params: &_, n_rows| attention_coop::grid(tile, params, n_rows);
+            let mut storage = storage;
+            storage.push(sinks.clone());
             let draft = self.plain(step, dst, kernel, params, storage, grid);
             Draft {
                 rows: Rows::MANY,
@@ -283,6 +289,12 @@ impl<'a> Lowering<'a> {
             };
         };
 
+        let splits = self.choice.splits(&shape);
+        let (most_whole, n_splits) = (splits.most_whole, splits.n);
+        let tile = self.choice.deep_tile(&shape);
+        // Splits by matrices go by their own rule.
+        let is_tuned = n_splits > 1 && tile.is_none();
+        let subject = is_tuned.then(|| Subject::Attention((&shape).into(), self.kv.ty));
         let int8 = self.int8_of_attention(op);
         let int8_binding = int8.map_or(of(dst), whole);
         let few = |heads: Heads, n_splits: usize, visible| {
@@ -294,12 +306,14 @@ impl<'a> Lowering<'a> {
                 of(dst),
                 int8_binding.clone(),
                 whole(partials),
+                sinks.clone(),
             ];
             let kernel = &attention_few::KERNEL;
             let grid = move |params: &_, n_rows| attention_few::grid(params, heads, n_rows);
             let draft = self.plain(step, dst, kernel, params, storage, grid);
             let draft = Draft {
                 visible,
+                subject,
                 variant: Variant {
                     heads: Some(heads),
                     ..draft.variant
@@ -308,8 +322,6 @@ impl<'a> Lowering<'a> {
             };
             draft.for_few(self.choice)
         };
-        let most_whole = attention_few::most_whole(&shape);
-        let is_split = attention_few::splits(&shape) > 1;
         let mut drafts = vec![
             many.unwrap_or(Draft {
                 rows: Rows::MANY,
@@ -317,16 +329,13 @@ impl<'a> Lowering<'a> {
             }),
             few(Heads::whole(&shape), 1, 0..=most_whole),
         ];
-        if is_split {
+        if n_splits > 1 {
             let visible = most_whole + 1..=usize::MAX;
-            let tile = self.choice.deep_tile(&shape);
             let deep = tile.and_then(|tile| self.deep_attention(step, op, &shape, tile));
-            let (split, n_splits) = deep.unwrap_or_else(|| {
-                let n_splits = attention_few::splits(&shape);
-                (few(Heads::shared(&shape), n_splits, ALWAYS), n_splits)
-            });
+            let (split, n_splits) =
+                deep.unwrap_or_else(|| (few(Heads::shared(&shape), n_splits, ALWAYS), n_splits));
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
-            let storage = vec![whole(partials), of(dst), int8_binding];
+            let storage = vec![whole(partials), of(dst), int8_binding, sinks.clone()];
             let kernel = &attention_merge::KERNEL;
             let merge = self.plain(step, dst, kernel, params, storage, attention_merge::grid);
             drafts.push(Draft {
@@ -336,6 +345,7 @@ impl<'a> Lowering<'a> {
             });
             let merge = Draft {
                 visible,
+                subject,
                 variant: Variant {
                     heads: Some(Heads::merge(&shape)),
                     ..merge.variant
@@ -371,6 +381,7 @@ impl<'a> Lowering<'a> {
             is_sentinel: false,
             rows: Rows::ANY,
             visible: ALWAYS,
+            subject: None,
             extent: self.plan.buffer(rows_like).extent,
             kernel,
             variant: self.choice.plain(),
@@ -456,12 +467,18 @@ impl<'a> Lowering<'a> {
         rounded: &mut Rounded,
         normed_in_kernels: &BTreeSet<usize>,
     ) -> Vec<Draft<'a>> {
-        let Op::MatMul {
+        let (Op::MatMul {
             src,
             weight,
             int8_rows,
             ..
-        } = *op
+        }
+        | Op::ExpertMatMul {
+            src,
+            weight,
+            int8_rows,
+            ..
+        }) = *op
         else {
             return Vec::new();
         };
@@ -496,7 +513,7 @@ impl<'a> Lowering<'a> {
             _ => return None,
         };
         let takes = |step: &Step| match step.op {
-            Op::MatMul { src, weight, .. } => {
+            Op::MatMul { src, weight, .. } | Op::ExpertMatMul { src, weight, .. } => {
                 src == dst
                     && self
                         .choice
@@ -523,7 +540,10 @@ impl<'a> Lowering<'a> {
     fn quantize(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
         use kernels::quantize::{KERNEL, Params, grid};
         let int8 = self.buffers.int8(src)?;
-        let params = Params::new(self.width(src));
+        let params = Params {
+            n_slots: self.plan.buffer(src).extent.n_slots() as u32,
+            ..Params::new(self.width(src))
+        };
         let storage = vec![whole(self.buffers.activation(src)), whole(int8)];
         let draft = self.plain(step, src, &KERNEL, params, storage, grid);
         Some(Draft {
@@ -537,8 +557,11 @@ impl<'a> Lowering<'a> {
     fn f16_rows(&self, step: usize, src: BufferId) -> Option<Draft<'a>> {
         use kernels::f16_rows::{KERNEL, Params, grid};
         let [halves, scales] = self.buffers.f16_rows.as_ref()?;
-        let extent = u32::from(self.plan.buffer(src).extent == Extent::Outputs);
-        let params = Params::new(self.width(src), extent);
+        let rows = self.plan.buffer(src).extent;
+        let params = Params {
+            n_slots: rows.n_slots() as u32,
+            ..Params::new(self.width(src), u32::from(rows == Extent::Outputs))
+        };
         let storage = vec![
             whole(self.buffers.activation(src)),
             whole(halves),
@@ -592,11 +615,22 @@ impl<'a> Lowering<'a> {
 
             let int8 = self.buffers.int8(src).filter(|_| int8_rows > 0);
             let few = if int8.is_some() { Src::Int8 } else { Src::F32 };
+            let product = FewRows {
+                of: Of::Matvec,
+                weight: shard.shard.ty,
+                src: few,
+                n_out: shard.shard.n_rows,
+                units_per_row: matrix.units_per_row as usize,
+            };
+            let teams = self.choice.teams(&product);
             let params = matvec::Params {
-                matrix,
+                matrix: Matrix {
+                    team_size: teams.size,
+                    ..matrix
+                },
                 src_stride,
                 dst_stride,
-                n_pairs: matvec::n_pairs(matrix.team_size, few),
+                n_pairs: teams.n_pairs(),
                 has_bias,
                 has_residual,
                 padding: [0; 3],
@@ -611,9 +645,10 @@ impl<'a> Lowering<'a> {
                 matvec::grid,
             );
             let draft = Draft {
+                subject: Some(Subject::FewRows(product)),
                 variant: Variant {
                     src: few,
-                    ..draft.variant
+                    ..teams.put_into(draft.variant)
                 },
                 ..draft
             };
@@ -634,12 +669,19 @@ impl<'a> Lowering<'a> {
                 let tiles = self
                     .choice
                     .tiles(shard.shard.ty, shard.shard.n_rows, units_per_row);
+                let product = ManyRows {
+                    weight: shard.shard.ty,
+                    n_out: shard.shard.n_rows,
+                    units_per_row,
+                    n_rows: 0,
+                };
                 drafts.extend(tiles.into_iter().map(|(rows, tile)| {
                     let kernel = &matmul_coop::KERNEL;
                     let grid = move |params: &_, n_rows| matmul_coop::grid(tile, params, n_rows);
                     let draft = self.plain(step, dst, kernel, params, storage.clone(), grid);
                     Draft {
                         rows,
+                        subject: Some(Subject::ManyRows(product)),
                         variant: Variant {
                             tile: Some(tile),
                             ..draft.variant

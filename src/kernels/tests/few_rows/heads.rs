@@ -5,6 +5,7 @@ use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::matvec_heads::{self, KEPT_ROWS, Params, Projection, kept_len};
 use crate::kernels::repack::Shard;
+use crate::kernels::teams::{FewRows, Of, Teams};
 use crate::kernels::tests::attention::encode_cache;
 use crate::kernels::tests::{Random, altered, gpu, unpadded, unwritten, unwritten_words};
 use crate::kernels::{Src, Variant, rope, row_stride, store_kv};
@@ -32,7 +33,7 @@ struct Heads<'a> {
     parts: &'a [Part],
     rope: (RopePairing, usize),
     kv: KvType,
-    team_size: u32,
+    teams: Teams,
 }
 
 /// Weights, and what `kept` and the last result are in the end.
@@ -169,17 +170,17 @@ fn run_heads(context: &Context, case: &Heads, mistake: Option<(&str, &str)>) -> 
     let table_rows: Vec<[f32; 2]> = (0..CAPACITY)
         .flat_map(|position| table.row(position))
         .collect();
-    let mut params = Params::new(&projections, case.team_size, row_stride(n_cols), src);
+    let mut params = Params::new(&projections, &case.teams, row_stride(n_cols));
     if case.parts.iter().any(|part| part.rope) {
         params = params.with_rope(&rope::Params::new(widths[0], case.head_dim, &table));
     }
     (params.eps, params.writes_norm) = (EPS, 1);
-    let variant = Variant {
+    let variant = case.teams.put_into(Variant {
         weight: ty,
         src,
         kv: case.kv,
         ..Variant::PLAIN
-    };
+    });
     let kernel = match mistake {
         Some((from, to)) => &altered(&matvec_heads::KERNEL, &variant, from, to),
         None => &matvec_heads::KERNEL,
@@ -264,8 +265,21 @@ const HEADS: Heads = Heads {
     parts: &[Q, K, V],
     rope: (RopePairing::Halves, 12),
     kv: KvType::F16,
-    team_size: 8,
+    teams: Teams {
+        size: 8,
+        workgroup: 128,
+        pairs: 1,
+    },
 };
+
+/// Teams of a size as they are by rule: F32 is multiplied with two pairs of rows at a time.
+fn teams_of(size: u32, src: Src) -> Teams {
+    Teams {
+        size,
+        pairs: if src == Src::F32 { 2 } else { 1 },
+        ..HEADS.teams
+    }
+}
 
 #[test]
 fn rows_kept_are_as_many_as_the_kernel_says() {
@@ -302,6 +316,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
                     rope,
                     kv,
                     src,
+                    teams: teams_of(8, src),
                     ..HEADS
                 });
             }
@@ -310,6 +325,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
             check(&Heads {
                 parts,
                 src,
+                teams: teams_of(8, src),
                 ..HEADS
             });
         }
@@ -334,7 +350,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
                 head_dim,
                 parts: &[of(Q, n_q), of(K, n_kv), of(V, n_kv)],
                 rope: (RopePairing::Halves, head_dim),
-                team_size,
+                teams: teams_of(team_size, src),
                 ..HEADS
             });
         }
@@ -343,6 +359,7 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
         ty: WeightType::BF16,
         src: Src::F32,
         n_cols: 33,
+        teams: teams_of(8, Src::F32),
         ..HEADS
     });
     // A table of codewords behind the planes.
@@ -350,6 +367,36 @@ fn matvec_heads_matches_the_twins_of_its_steps() {
         ty: WeightType::IQ2_XS,
         ..HEADS
     });
+}
+
+#[test]
+fn joint_projections_match_their_twins_with_all_teams() {
+    let Some(context) = gpu() else { return };
+    let parts = [
+        Part { n_head: 2, ..Q },
+        Part { n_head: 3, ..K },
+        Part { n_head: 1, ..V },
+    ];
+    for src in SOURCES {
+        let product = FewRows {
+            of: Of::Heads,
+            weight: WeightType::Q4_1,
+            src,
+            n_out: 6 * HEADS.head_dim,
+            units_per_row: 3,
+        };
+        for teams in product.all() {
+            let case = Heads {
+                ty: product.weight,
+                src,
+                n_cols: 96,
+                parts: &parts,
+                teams,
+                ..HEADS
+            };
+            run_heads(context, &case, None).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        }
+    }
 }
 
 #[test]

@@ -64,11 +64,7 @@ fn mistakes_in_the_kernels_are_found() {
             "select(scales.xy, scales.zw",
             "select(scales.zw, scales.xy",
         ),
-        (
-            &MATMUL,
-            "output < p.matrix.n_rows",
-            "output + 1u < p.matrix.n_rows",
-        ),
+        (&MATMUL, "output < n_outputs()", "output + 1u < n_outputs()"),
         (&MATMUL, "    if row >= n_rows {", "    if row > n_rows {"),
         (&MATMUL, "unit < n_units", "unit + 1u < n_units"),
         (&MATMUL, "weight2, src3)", "weight2, src2)"),
@@ -83,23 +79,23 @@ fn mistakes_in_the_kernels_are_found() {
         mistakes.extend([
             (
                 product,
-                "(outputs < vec4(p.matrix.n_rows))",
-                "(outputs + 1u < vec4(p.matrix.n_rows))",
+                "outputs < vec4(p.matrix.n_rows)",
+                "outputs + 1u < vec4(p.matrix.n_rows)",
             ),
             (
                 product,
-                "min(outputs, vec4(p.matrix.n_rows - 1u))",
-                "min(outputs, vec4(p.matrix.n_rows - 2u))",
+                "min(outputs, vec4(n_outputs() - 1u))",
+                "min(outputs, vec4(n_outputs() - 2u))",
             ),
             (
                 product,
-                "min(rows, vec4(place.n_rows - 1u))",
-                "min(rows, vec4(place.n_rows - 2u))",
+                "min(rows, vec4(place.end - 1u))",
+                "min(rows, vec4(place.end - 2u))",
             ),
             (
                 product,
-                "(rows < vec4(place.n_rows))",
-                "(rows + 1u < vec4(place.n_rows))",
+                "(rows < vec4(place.end))",
+                "(rows + 1u < vec4(place.end))",
             ),
             (product, "unit < task.last", "unit + TILE_UNITS < task.last"),
             (

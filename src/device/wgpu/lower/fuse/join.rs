@@ -69,7 +69,7 @@ impl Finder<'_> {
                 Some(Op::Add { .. }) => None,
                 _ => self.unrotated(step),
             },
-            Part::First(Group::Gated(_), _) | Part::Later => None,
+            Part::First(Group::Gated(_) | Group::ExpertGated(_), _) | Part::Later => None,
         }
     }
 

@@ -183,3 +183,26 @@ fn nothing_is_fused_where_weights_are_in_several_shards() {
     };
     assert_eq!(second_layer(4, sharded), [""; 0]);
 }
+
+#[test]
+fn both_products_of_experts_and_what_gates_them_are_one_kernel() {
+    let gated = "ffn_moe_gate ffn_moe_up ffn_moe_gated".to_owned();
+    for name in ["gpt-oss", "qwen3moe"] {
+        let Some(folder) = shared("arch") else { return };
+        let layer = |given| {
+            let gguf = Gguf::open(folder.join(format!("{name}.gguf"))).unwrap();
+            second_layer_of(gguf, 4, given)
+        };
+        assert!(layer(ALL).contains(&gated), "{name}: {:?}", layer(ALL));
+        let apart = Given {
+            are_together: false,
+            ..ALL
+        };
+        assert!(!layer(apart).contains(&gated), "{name}");
+        let sharded = Given {
+            is_whole: false,
+            ..ALL
+        };
+        assert_eq!(layer(sharded), [""; 0], "{name}");
+    }
+}
