@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use trueshot::gguf::Gguf;
 use trueshot::{
-    Activations, Device, Engine, EngineBuilder, GenerateOptions, GpuFeatures, KvType, Progress,
-    Sentinels, Tune, WeightStorage,
+    Activations, Device, Engine, EngineBuilder, GenerateOptions, KvType, Progress, Sentinels, Tune,
+    WeightStorage,
 };
 
 const HELP: &str = "\
@@ -18,8 +18,6 @@ Options of every example:
   --model MODEL      path of a GGUF file; `smollm2` (the default) or `gemma-3-270m`, fetched once;
                      or random weights as `synthetic:SHAPE:TYPE`, e.g. `synthetic:llama3-8b:q4_0`
   --device DEVICE    auto, cpu, gpu, gpu:INDEX, gpu:NAME or reference [auto]
-  --without FEATURE  leaves out one of what a GPU can do: subgroups, cooperative_matrices, int8_dot,
-                     fusion or constants
   --threads N        threads of the CPU device [one a core]
   --context N        tokens that a session holds [the model's, at most 8192 and what fits]
   --first-layers N   that many layers of the model alone, to see where an answer goes wrong [all]
@@ -49,7 +47,6 @@ Answers go to stdout, all else to stderr. RUST_LOG sets what is logged, e.g. RUS
 pub struct Options {
     pub model: OsString,
     pub device: Device,
-    pub gpu_features: GpuFeatures,
     pub threads: Option<usize>,
     pub context: Option<usize>,
     pub layers: Option<usize>,
@@ -75,7 +72,6 @@ impl Options {
         let mut options = Options {
             model: model::SMOLLM2.name.into(),
             device: Device::Auto,
-            gpu_features: GpuFeatures::default(),
             threads: None,
             context: None,
             layers: None,
@@ -113,9 +109,6 @@ impl Options {
         match name {
             "model" => self.model = parser.value()?,
             "device" => self.device = value(name, parser)?,
-            "without" => {
-                self.gpu_features = choice(name, parser, &GpuFeatures::each_left_out())?;
-            }
             "threads" => self.threads = Some(value(name, parser)?),
             "context" => self.context = Some(value(name, parser)?),
             "first-layers" => self.layers = Some(value(name, parser)?),
@@ -177,7 +170,6 @@ impl Options {
     pub fn builder(&self, gguf: Gguf) -> EngineBuilder {
         let mut builder = Engine::builder_from(gguf)
             .device(self.device.clone())
-            .gpu_features(self.gpu_features)
             .weights(self.weights)
             .activations(self.activations)
             .tune(self.tune)

@@ -7,7 +7,6 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_coop;
-pub(crate) mod attention_deep;
 pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
 pub(crate) mod causal_conv;
@@ -139,8 +138,6 @@ pub(crate) struct Uses {
     pub(crate) f16_rows: bool,
     /// Cooperative matrices and the cache as their factors ([`attention_coop::Tile::source`]).
     pub(crate) attention_tile: bool,
-    /// Cooperative matrices for few rows ([`attention_deep::Tile::source`]).
-    pub(crate) deep_tile: bool,
     /// Nothing: the text has all of them in it.
     #[cfg(test)]
     pub(crate) is_whole: bool,
@@ -165,7 +162,6 @@ impl Uses {
         quantize: false,
         f16_rows: false,
         attention_tile: false,
-        deep_tile: false,
         #[cfg(test)]
         is_whole: false,
     };
@@ -198,8 +194,6 @@ pub(crate) struct Variant {
     pub(crate) heads: Option<attention_few::Heads>,
     /// What a workgroup computes of attention by cooperative matrices.
     pub(crate) attention_tile: Option<attention_coop::Tile>,
-    /// What a workgroup computes of attention deep in the context by cooperative matrices.
-    pub(crate) deep_tile: Option<attention_deep::Tile>,
     /// Invocations of workgroups of [`Uses::matvec`].
     pub(crate) workgroup: u32,
     /// [`teams::Teams::pairs`], where it is not F32 that is multiplied.
@@ -219,7 +213,6 @@ impl Variant {
         tile: None,
         heads: None,
         attention_tile: None,
-        deep_tile: None,
         workgroup: 128,
         int8_pairs: 1,
         constants: None,
@@ -228,11 +221,10 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 40] = [
+pub(crate) const ALL: [&Kernel; 39] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
-    &attention_deep::KERNEL,
     &attention_few::KERNEL,
     &attention_merge::KERNEL,
     &causal_conv::KERNEL,
@@ -299,13 +291,11 @@ impl Kernel {
         }
         let tile = variant.tile.filter(|_| self.uses.tile);
         let attention_tile = variant.attention_tile.filter(|_| self.uses.attention_tile);
-        let deep_tile = variant.deep_tile.filter(|_| self.uses.deep_tile);
-        if tile.is_some() || attention_tile.is_some() || deep_tile.is_some() {
+        if tile.is_some() || attention_tile.is_some() {
             source += "enable wgpu_cooperative_matrix;\n";
         }
         source += &tile.map(|tile| tile.source()).unwrap_or_default();
         source += &attention_tile.map(|tile| tile.source()).unwrap_or_default();
-        source += &deep_tile.map(|tile| tile.source()).unwrap_or_default();
         source += include_str!("common/batch.wgsl");
         if self.uses.weight {
             source += include_str!("common/matrix.wgsl");

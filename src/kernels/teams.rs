@@ -69,7 +69,8 @@ pub(crate) struct FewRows {
 }
 
 impl FewRows {
-    /// What is chosen without measuring: workgroups of 128 but where a large GPU would have few of them.
+    /// What is chosen without measuring: workgroups of 128 but where a large GPU would have few of them, or where
+    /// larger ones were faster.
     pub(crate) fn rule(&self) -> Teams {
         let size = team_size(self.n_out, self.units_per_row);
         let teams = Teams {
@@ -79,6 +80,11 @@ impl FewRows {
         };
         match self.of {
             Of::Gated => matvec_gated::teams(self.n_out, size),
+            // Queries, keys and values of 8B in Q4_0 on an NVIDIA H200: 6.4 instead of 9.9 us.
+            Of::Heads if self.src == Src::Int8 => Teams {
+                workgroup: 256,
+                ..teams
+            },
             Of::Matvec | Of::Heads => teams,
         }
     }

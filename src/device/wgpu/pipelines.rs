@@ -5,9 +5,7 @@ use crate::error::Result;
 use crate::gguf::WeightType;
 use crate::kernels::attention_few::Heads;
 use crate::kernels::matmul_coop::Tile;
-use crate::kernels::{
-    Access, BatchParams, Constants, Kernel, Src, Variant, attention_coop, attention_deep,
-};
+use crate::kernels::{Access, BatchParams, Constants, Kernel, Src, Variant, attention_coop};
 use crate::kv_cache::KvType;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -36,7 +34,6 @@ struct Key {
     int8_pairs: Option<u32>,
     constants: Option<Constants>,
     attention_tile: Option<attention_coop::Tile>,
-    deep_tile: Option<attention_deep::Tile>,
 }
 
 impl fmt::Display for Key {
@@ -53,7 +50,6 @@ impl fmt::Display for Key {
             self.tile.map(|tile| tile.to_string()),
             self.heads.map(|heads| format!("{heads:?}")),
             self.attention_tile.map(|tile| format!("{tile:?}")),
-            self.deep_tile.map(|tile| format!("{tile:?}")),
             is_set(self.subgroups).then(|| "subgroups".to_owned()),
             self.workgroup.map(|workgroup| format!("of {workgroup}")),
             self.int8_pairs.map(|pairs| format!("{pairs} pairs")),
@@ -83,7 +79,6 @@ impl Key {
             attention_tile: variant
                 .attention_tile
                 .filter(|_| kernel.uses.attention_tile),
-            deep_tile: variant.deep_tile.filter(|_| kernel.uses.deep_tile),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::Splits;
 use crate::kernels::matmul_coop::{CooperativeMatrix, Tile};
 use crate::kernels::teams::{FewRows, Teams};
-use crate::kernels::{Constants, Variant, attention_coop, attention_deep, expert_matmul};
+use crate::kernels::{Constants, Variant, attention_coop, expert_matmul};
 use crate::kv_cache::KvType;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -161,12 +161,6 @@ impl Choice {
     /// The tile for attention of many rows in heads of a width, where cooperative matrices do it.
     pub(super) fn attention_tile(&self, head_dim: usize) -> Option<attention_coop::Tile> {
         attention_coop::Tile::new(self.matrix?, self.kv, head_dim, self.workgroup_bytes)
-    }
-
-    /// The tile for attention of few rows deep in the context, where cooperative matrices do it.
-    pub(super) fn deep_tile(&self, shape: &Shape) -> Option<attention_deep::Tile> {
-        let matrix = self.matrix.filter(|_| self.kv == KvType::F16)?;
-        attention_deep::Tile::new(matrix, shape, self.workgroup_bytes)
     }
 
     /// Whether a product of many rows with these weights is one for cooperative matrices.
@@ -385,57 +379,6 @@ mod tests {
             ..h200()
         };
         assert!(without.attention_tile(64).is_none());
-    }
-
-    #[test]
-    fn attention_deep_in_the_context_has_a_tile_where_heads_share_keys_of_16_bits() {
-        let shape = |n_head, head_dim| Shape {
-            n_head,
-            n_head_kv: 8,
-            head_dim,
-            value_dim: head_dim,
-            values_end_keys: false,
-            position: 0,
-            n_rows: 1,
-            causal: true,
-            chunk: None,
-            scale: 1.0,
-            window: None,
-            soft_cap: Some(50.0),
-            alibi: false,
-            has_sinks: false,
-        };
-        let n_keys = |choice: Choice, shape| choice.deep_tile(&shape).map(|tile| tile.n_keys);
-        let on_h200 = [(32, 64), (32, 80), (32, 128), (16, 256), (256, 16)];
-        let found = on_h200.map(|(n_head, head_dim)| n_keys(h200(), shape(n_head, head_dim)));
-        assert_eq!(found, [Some(64), Some(64), Some(64), Some(32), Some(64)]);
-        for refused in [
-            shape(8, 128),
-            shape(32, 72),
-            shape(32, 512),
-            Shape {
-                alibi: true,
-                ..shape(32, 128)
-            },
-        ] {
-            assert_eq!(n_keys(h200(), refused), None, "{refused:?}");
-        }
-        let of_f32 = Choice {
-            kv: KvType::F32,
-            ..h200()
-        };
-        let without = Choice {
-            matrix: None,
-            ..h200()
-        };
-        assert_eq!(n_keys(of_f32, shape(32, 128)), None);
-        assert_eq!(n_keys(without, shape(32, 128)), None);
-        let with_memory = |workgroup_bytes| Choice {
-            workgroup_bytes,
-            ..h200()
-        };
-        assert_eq!(n_keys(with_memory(32768), shape(32, 128)), Some(32));
-        assert_eq!(n_keys(with_memory(16384), shape(32, 256)), None);
     }
 
     #[test]

@@ -50,8 +50,8 @@ pub(super) fn faults() -> Vec<Fault> {
                 "an encoder that keeps what an earlier text left",
                 ["bert", "store_kv"],
                 [
-                    "keys[cache_quad] = kv_encode(k[row_quad]);",
-                    "if all(keys[cache_quad] == KvWord()) { keys[cache_quad] = kv_encode(k[row_quad]); }",
+                    "keys[cache_quad.x] = kv_encode(k[row_quad.x]);",
+                    "if all(keys[cache_quad.x] == KvWord()) { keys[cache_quad.x] = kv_encode(k[row_quad.x]); }",
                 ],
                 "blk.0.kv_cache",
             )

@@ -331,26 +331,6 @@ pub(super) fn of_attention() -> Vec<Fault> {
             "blk.0.kqv_out",
         ),
         edited(
-            "what 16 bits leave of queries, dropped deep in the context",
-            Int8,
-            "attention_deep",
-            [
-                "let lower = mat2x4(first, second) - upper",
-                "let lower = mat2x4<f32>()",
-            ],
-            "blk.0.kqv_out",
-        ),
-        edited(
-            "a query head with the partial sums of another, deep in the context",
-            Int8,
-            "attention_deep",
-            [
-                "let head = place.head_kv * place.group_size + row % place.group_size;\n    return ((",
-                "let head = place.head_kv * place.group_size;\n    return ((",
-            ],
-            "blk.0.kqv_out",
-        ),
-        edited(
             "keys turned by the position behind theirs",
             F32,
             "rope",

@@ -2,7 +2,6 @@
 
 mod attention;
 mod attention_coop;
-mod attention_deep;
 mod attention_few;
 mod both_ways;
 mod columns;
@@ -24,7 +23,6 @@ mod warnings;
 mod written;
 
 use super::attention_coop::Tile as AttentionTile;
-use super::attention_deep::Tile as DeepTile;
 use super::attention_few::Heads;
 use super::matmul_coop::{CooperativeMatrix, Tile};
 use super::quantize::{UNIT, quantize_unit, row_words};
@@ -148,13 +146,6 @@ pub(crate) fn variants(kernel: &Kernel, subgroups: bool) -> Vec<Variant> {
         };
         variants = attention_tiles().map(with).collect();
     }
-    if kernel.uses.deep_tile {
-        let with = |deep_tile| Variant {
-            deep_tile: Some(deep_tile),
-            ..any
-        };
-        variants = deep_tiles().map(with).collect();
-    }
     if kernel.uses.kv {
         let both = |v| [KvType::F32, KvType::F16].map(|kv| Variant { kv, ..v });
         variants = variants.into_iter().flat_map(both).collect();
@@ -209,19 +200,6 @@ fn attention_tiles() -> impl Iterator<Item = AttentionTile> {
             [64, 80, 128, 256].map(|head_dim| [KvType::F32, KvType::F16].map(|kv| (head_dim, kv)));
         let tile = move |(head_dim, kv)| AttentionTile::new(matrix, kv, head_dim, usize::MAX);
         shapes.into_iter().flatten().filter_map(tile)
-    })
-}
-
-/// Of narrow and wide heads, and where subgroups have columns that are not there.
-fn deep_tiles() -> impl Iterator<Item = DeepTile> {
-    matrices().flat_map(|matrix| {
-        let tile = move |head_dim, room| {
-            let shape = attention::shape(4, 1, head_dim, 0);
-            DeepTile::new(matrix, &shape, room)
-        };
-        let of_heads = [16, 64, 80, 128, 256].map(|head_dim| tile(head_dim, usize::MAX));
-        let narrow = tile(128, 16384);
-        of_heads.into_iter().chain([narrow]).flatten()
     })
 }
 

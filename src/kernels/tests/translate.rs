@@ -49,7 +49,7 @@ fn params_members(kernel: &Kernel) -> Members {
             dst_stride,
             chunk
         }),
-        "attention_few" | "attention_merge" | "attention_deep" => members!(attention_few::Params {
+        "attention_few" | "attention_merge" => members!(attention_few::Params {
             n_head,
             n_head_kv,
             stride,
@@ -373,8 +373,6 @@ pub(super) fn matrix_of(kernel: &Kernel, variant: &Variant) -> Option<(Cooperati
         .attention_tile
         .filter(|_| kernel.uses.attention_tile);
     let tile = tile.map(|tile| (tile.matrix, tile.workgroup_bytes()));
-    let deep_tile = variant.deep_tile.filter(|_| kernel.uses.deep_tile);
-    let tile = tile.or(deep_tile.map(|tile| (tile.matrix, tile.workgroup_bytes())));
     tile.or(attention_tile.map(|tile| (tile.matrix, tile.workgroup_bytes())))
 }
 
@@ -664,10 +662,7 @@ fn every_variant_of_every_kernel_translates_and_matches_its_declaration() {
 
 /// The variant with its parameters in the text, of kernels of few rows.
 pub(super) fn with_constants(kernel: &Kernel, variant: &Variant) -> Option<Variant> {
-    let is_of_few = kernel.uses.matvec
-        || kernel.uses.heads
-        || kernel.uses.deep_tile
-        || kernel.name == rms_norm::KERNEL.name;
+    let is_of_few = kernel.uses.matvec || kernel.uses.heads || kernel.name == rms_norm::KERNEL.name;
     let words = vec![16_u32; kernel.params_bytes / 4];
     is_of_few.then(|| Variant {
         constants: Constants::new(bytemuck::cast_slice(&words)),

@@ -9,7 +9,7 @@ use crate::kernels::attention::Shape;
 use crate::kernels::attention_few::{self, Heads};
 use crate::kernels::expert_tiles::Tiling;
 use crate::kernels::sentinel::Slot;
-use crate::kernels::{BatchParams, attention_deep, quantize, row_stride};
+use crate::kernels::{BatchParams, quantize, row_stride};
 use crate::kv_cache::KvLayout;
 use crate::plan::{BufferId, Op, Plan, State, Step};
 use std::collections::BTreeMap;
@@ -125,9 +125,7 @@ impl SessionBuffers {
             _ => None,
         });
         let partials = partials.map(|shape| {
-            let deep = choice.deep_tile(&shape);
-            let deep = deep.map_or(0, |tile| attention_deep::splits(tile, &shape));
-            let splits = choice.splits(&shape).n.max(deep);
+            let splits = choice.splits(&shape).n;
             let params = attention_few::Params::new(&shape, splits, false);
             attention_few::partials_len(&params, Heads::shared(&shape), FEW_ROWS)
         });

@@ -1,7 +1,6 @@
 //! A plan made into dispatches: for each step its pipelines, bind groups and grids, fixed at load.
 
 mod buffers;
-mod deep;
 mod experts;
 mod few;
 mod fuse;

@@ -291,10 +291,7 @@ impl<'a> Lowering<'a> {
 
         let splits = self.choice.splits(&shape);
         let (most_whole, n_splits) = (splits.most_whole, splits.n);
-        let tile = self.choice.deep_tile(&shape);
-        // Splits by matrices go by their own rule.
-        let is_tuned = n_splits > 1 && tile.is_none();
-        let subject = is_tuned.then(|| Subject::Attention((&shape).into(), self.kv.ty));
+        let subject = (n_splits > 1).then(|| Subject::Attention((&shape).into(), self.kv.ty));
         let int8 = self.int8_of_attention(op);
         let int8_binding = int8.map_or(of(dst), whole);
         let few = |heads: Heads, n_splits: usize, visible| {
@@ -331,16 +328,13 @@ impl<'a> Lowering<'a> {
         ];
         if n_splits > 1 {
             let visible = most_whole + 1..=usize::MAX;
-            let deep = tile.and_then(|tile| self.deep_attention(step, op, &shape, tile));
-            let (split, n_splits) =
-                deep.unwrap_or_else(|| (few(Heads::shared(&shape), n_splits, ALWAYS), n_splits));
+            let split = few(Heads::shared(&shape), n_splits, visible.clone());
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding, sinks.clone()];
             let kernel = &attention_merge::KERNEL;
             let merge = self.plain(step, dst, kernel, params, storage, attention_merge::grid);
             drafts.push(Draft {
                 writes: Vec::new(),
-                visible: visible.clone(),
                 ..split
             });
             let merge = Draft {

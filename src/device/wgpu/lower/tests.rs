@@ -149,58 +149,6 @@ fn fused_projections_give_what_single_ones_give() {
     }
 }
 
-#[test]
-fn attention_of_few_rows_goes_one_way_at_each_depth() {
-    if gpu().is_none() {
-        return;
-    }
-    let all = GpuFeatures::default();
-    let without = GpuFeatures {
-        cooperative_matrices: false,
-        ..all
-    };
-    for (features, ty) in [
-        (all, KvType::F16),
-        (all, KvType::F32),
-        (without, KvType::F16),
-    ] {
-        let context = Context::new(&GpuChoice::Best, features).unwrap();
-        let (backend, plan, kv) = tiny_on(context);
-        let kv = KvLayout { ty, ..kv };
-        let Shared {
-            context, rounding, ..
-        } = &*backend.shared;
-        let choice = Choice::new(context, *rounding, kv.ty);
-        let buffers = SessionBuffers::new(context, &plan, &kv, &choice).unwrap();
-        let lowered = lower(&backend.shared, &plan, &kv, &buffers, &choice).unwrap();
-        let deep = match choice.matrix.is_some() && ty == KvType::F16 {
-            true => "attention_deep",
-            false => "attention_few",
-        };
-        let n_layer = kv.layers.len();
-        for n_rows in 1..=4 {
-            for (visible, wanted) in [
-                (1, vec!["attention_few"]),
-                (1536, vec!["attention_few"]),
-                (1537, vec![deep, "attention_merge"]),
-                (100_000, vec![deep, "attention_merge"]),
-            ] {
-                let dispatches = lowered.steps.iter().flatten();
-                let names: Vec<_> = dispatches
-                    .filter(|d| d.rows.covers(n_rows) && d.visible.contains(&visible))
-                    .map(|dispatch| dispatch.kernel.name)
-                    .filter(|name| name.starts_with("attention"))
-                    .collect();
-                assert_eq!(
-                    names,
-                    wanted.repeat(n_layer),
-                    "{ty:?}, {n_rows} rows, {visible}"
-                );
-            }
-        }
-    }
-}
-
 /// [`logits_of`] a tiny model.
 fn logits(context: Context) -> Result<Vec<f32>> {
     logits_of(tiny_on(context))
