@@ -11,11 +11,11 @@ mod latent;
 mod layers;
 mod lora;
 mod numbers;
-#[cfg(test)]
-mod rewritten;
 mod rope;
 mod rope_spec;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod views;
 mod weights;
 

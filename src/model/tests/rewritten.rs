@@ -1,10 +1,10 @@
 //! Files that say the same in other tensors: their models must be the same.
 
-use super::{DecoderModel, WeightStorage, decoder_plan};
 use crate::device::reference::ReferenceExecutor;
 use crate::error::Result;
 use crate::gguf::{Gguf, Value, WeightType, Writer};
 use crate::kv_cache::{KvLayout, KvType};
+use crate::model::{DecoderModel, WeightStorage, decoder_plan};
 use crate::plan::{Batch, Outputs};
 use crate::support::shared;
 use std::sync::Arc;

@@ -1,0 +1,3 @@
+//! Whole models against each other.
+
+mod rewritten;
