@@ -384,8 +384,9 @@ pub enum Op {
         dst: BufferId,
     },
     /// The selective state space of each head (arXiv:2312.00752, algorithm 2; arXiv:2405.21060, section 2). Row by row, with
-    /// `step = softplus(dt[h])` and group `g = h / (n_head / n_group)`: `state[h, i, n] = state[h, i, n] * exp(step * a[h, n])
-    /// + step * x[h, i] * b[g, n]` and `dst[h, i] = sum_n state[h, i, n] * c[g, n] + d[h] * x[h, i]`.
+    /// `step = softplus(dt[h])` and group `g = h / (n_head / n_group)`: `state[h, i, n]` becomes
+    /// `state[h, i, n] * exp(step * a[h, n]) + step * x[h, i] * b[g, n]`, and
+    /// `dst[h, i] = sum_n state[h, i, n] * c[g, n] + d[h] * x[h, i]`.
     StateScan {
         /// `[n_rows, n_head * head_dim]`.
         x: Columns,
