@@ -7,6 +7,7 @@ use lexopt::ValueExt;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use support::{Result, options::Options};
+use trueshot::{EmbedOptions, Pooling};
 
 const ABOUT: &str = "\
 embed: the cosine similarity of texts, by an encoder
@@ -45,7 +46,13 @@ fn embed() -> Result {
 
     let engine = options.build(gguf)?;
     let mut embedder = engine.embedder()?;
-    let vectors = texts.iter().map(|text| embedder.embed(text));
+    let pooling = engine.spec().pooling;
+    let options = EmbedOptions {
+        // Texts are compared by one vector each.
+        pooling: Some(Pooling::Mean).filter(|_| pooling == Some(Pooling::None)),
+        ..EmbedOptions::default()
+    };
+    let vectors = texts.iter().map(|text| embedder.embed_with(text, &options));
     let vectors = vectors.collect::<trueshot::Result<Vec<_>>>()?;
     let mut stdout = io::stdout().lock();
     if shows_vectors {

@@ -265,16 +265,15 @@ impl Session {
 
     /// Appends a token without running it yet.
     pub(crate) fn push(&mut self, token: u32) -> Result<()> {
-        self.append(&[token])
+        self.check_room(self.tokens.len(), &[token])?;
+        self.tokens.push(token);
+        Ok(())
     }
 
-    fn append(&mut self, tokens: &[u32]) -> Result<()> {
+    /// Whether `tokens` may follow `n_kept` of those that there are.
+    fn check_room(&self, n_kept: usize, tokens: &[u32]) -> Result<()> {
         self.engine.check_tokens(tokens)?;
-        self.engine
-            .kv_layout()
-            .check_room(self.tokens.len(), tokens.len())?;
-        self.tokens.extend_from_slice(tokens);
-        Ok(())
+        self.engine.kv_layout().check_room(n_kept, tokens.len())
     }
 
     /// Keeps `n_kept` tokens, appends `tokens` and runs. On an error the tokens are as they were,
@@ -285,9 +284,12 @@ impl Session {
         tokens: &[u32],
         run: impl FnOnce(&mut Session) -> Result<T>,
     ) -> Result<T> {
+        // A refusal leaves the cache, and states that cannot go back, as they were.
+        self.check_room(n_kept, tokens)?;
         let tail = self.tokens.split_off(n_kept);
         self.rewind(n_kept)?;
-        let result = self.append(tokens).and_then(|()| run(self));
+        self.tokens.extend_from_slice(tokens);
+        let result = run(self);
         if result.is_err() {
             self.rewind(n_kept)?;
             self.tokens.extend(tail);

@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// The vector of a text, `[hidden_size] f32` and of length 1, by an encoder: as [`Embedder::embed`] of an embedder
-    /// that the engine keeps.
+    /// that the engine keeps. A file without pooling gives one for each token, unless [`Engine::embed_with`] asks for some.
     ///
     /// ```no_run
     /// let vector = trueshot::Engine::load("bge-small-en-v1.5.gguf")?.embed("A cat sat on the mat.")?;

@@ -34,6 +34,7 @@ const MAX_CHOSEN: usize = 64;
 
 /// The most experts that are chosen from: kernels hold the scores of a token in workgroup memory.
 const MAX_EXPERTS: usize = 1024;
+const SHARED_SIZE: &str = "expert_shared_feed_forward_length";
 
 /// The experts of each layer, with the widths of dense ones for what the file does not state.
 pub(super) fn read(
@@ -46,6 +47,10 @@ pub(super) fn read(
         return Ok(vec![None; n_layer]);
     };
     let Some(n_expert) = keys.usize("expert_count")?.filter(|&n| n > 0) else {
+        // Dense models of these families state them too (Granite 4).
+        for unused in ["expert_used_count", SHARED_SIZE] {
+            keys.usize(unused)?;
+        }
         return Ok(vec![None; n_layer]);
     };
     in_range(keys, "expert_count", Some(n_expert), MAX_EXPERTS)?;
@@ -77,7 +82,10 @@ pub(super) fn read(
                 (SharedExpert::None, _) => None,
                 (SharedExpert::Plain, shared) => shared,
                 (SharedExpert::AsExpert, _) => Some(size),
-                (SharedExpert::Gated, shared) => Some(shared.unwrap_or(dense_size)),
+                (SharedExpert::Gated, shared) => {
+                    let size = Some(shared.unwrap_or(dense_size));
+                    Some(in_range(keys, SHARED_SIZE, size, MAX_COUNT)?)
+                }
             },
             gating,
             groups,
@@ -119,17 +127,16 @@ fn shared_size(
     keys: &Hyperparameters<'_>,
     expert_size: Option<usize>,
 ) -> Result<Option<usize>> {
-    const SIZE: &str = "expert_shared_feed_forward_length";
     if matches!(experts.shared, SharedExpert::None | SharedExpert::AsExpert) {
         return Ok(None);
     }
     let n_shared = keys.usize("expert_shared_count")?.unwrap_or(0);
-    let size = match keys.usize(SIZE)?.filter(|&size| size > 0) {
+    let size = match keys.usize(SHARED_SIZE)?.filter(|&size| size > 0) {
         Some(size) => Some(size),
         None if n_shared > 0 => expert_size.and_then(|size| size.checked_mul(n_shared)),
         None => None,
     };
-    let checked = size.map(|size| in_range(keys, SIZE, Some(size), MAX_COUNT));
+    let checked = size.map(|size| in_range(keys, SHARED_SIZE, Some(size), MAX_COUNT));
     checked.transpose()
 }
 

@@ -112,6 +112,7 @@ const QWEN35: Architecture = Architecture {
     norms: Norms::BeforeByAnotherName,
     qk_norm: QkNorm::Heads,
     recurrence: Recurrence::DeltaNet(KeyHeads::Tiled),
+    has_prediction_layers: true,
     ..HALVES
 };
 

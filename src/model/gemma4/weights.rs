@@ -151,7 +151,13 @@ impl Layer {
             layer.n_head_kv * layer.head_dim,
         );
         let own = match layer.cache_layer == index {
-            false => None,
+            false => {
+                // Older files have them although nothing reads them.
+                for unused in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
+                    find.mark_used(&name(unused));
+                }
+                None
+            }
             true => Some(OwnKeys {
                 k: matrix(find, &name("attn_k"), n_kv, hidden)?,
                 k_norm: norm(find, "attn_k_norm", layer.head_dim)?,

@@ -78,7 +78,13 @@ pub(in super::super) fn layers(
         Some(_) => counts("attention.head_count_kv")?,
         None => n_head.clone(),
     };
-    let intermediate_size = counts("feed_forward_length")?;
+    // Files of which every layer has experts say nothing of dense layers (qwen35moe).
+    let has_experts =
+        architecture.experts.is_some() && keys.usize("expert_count")?.unwrap_or(0) > 0;
+    let intermediate_size = match keys.per_layer("feed_forward_length", n_layer)? {
+        None if has_experts => vec![0; n_layer],
+        _ => counts("feed_forward_length")?,
+    };
     let experts = expert_spec::read(architecture, keys, &intermediate_size)?;
     let recurrent = recurrent_layers(architecture, keys, &n_head_kv)?;
     let most_heads = n_head.iter().copied().max().unwrap_or(0);

@@ -18,9 +18,20 @@ fn rewritten(
     keys: &[(&str, Value)],
     tensors: impl Fn(Tensor) -> Vec<Tensor>,
 ) -> Option<Gguf> {
+    rewritten_without(name, None, keys, tensors)
+}
+
+/// As [`rewritten`], without a key.
+fn rewritten_without(
+    name: &str,
+    left_out: Option<&str>,
+    keys: &[(&str, Value)],
+    tensors: impl Fn(Tensor) -> Vec<Tensor>,
+) -> Option<Gguf> {
     let gguf = Gguf::open(shared("arch")?.join(format!("{name}.gguf"))).unwrap();
     let mut writer = Writer::new();
-    for (key, value) in gguf.metadata().iter() {
+    let kept = gguf.metadata().iter();
+    for (key, value) in kept.filter(|(key, _)| Some(*key) != left_out) {
         writer = writer.metadata(key, value.clone());
     }
     for (key, value) in keys {
@@ -215,4 +226,39 @@ fn joint_keys_and_values_are_those_of_two_tensors() {
         "deepseek2-lite",
         rewritten("deepseek2-lite", &[], joint).unwrap(),
     );
+}
+
+#[test]
+fn dense_widths_need_not_be_stated_where_every_layer_has_experts() {
+    let left_out = Some("qwen35moe.feed_forward_length");
+    let Some(gguf) = rewritten_without("qwen35moe", left_out, &[], unchanged) else {
+        return;
+    };
+    assert_same("qwen35moe", gguf);
+
+    let left_out = Some("qwen35.feed_forward_length");
+    let error = model(rewritten_without("qwen35", left_out, &[], unchanged).unwrap());
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("feed_forward_length`: missing"), "{error}");
+}
+
+#[test]
+fn keys_that_layers_do_not_use_may_be_there() {
+    let with_more = |(name, shape, ty, bytes): Tensor| {
+        let mut tensors = Vec::new();
+        for unused in ["attn_k.weight", "attn_k_norm.weight"] {
+            if name == format!("blk.0.{unused}") {
+                let more = format!("blk.5.{unused}");
+                tensors.push((more, shape.clone(), ty, bytes.clone()));
+            }
+        }
+        tensors.push((name, shape, ty, bytes));
+        tensors
+    };
+    let Some(gguf) = rewritten("gemma4-e2b", &[], with_more) else {
+        return;
+    };
+    let last = "blk.5.attn_k.weight";
+    assert!(gguf.tensor(last).is_some(), "layer 5 has keys of its own");
+    assert_same("gemma4-e2b", gguf);
 }
