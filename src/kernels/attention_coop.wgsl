@@ -178,8 +178,10 @@ fn main(
 
     var sum = row_sum(total);
     if (p.of_heads & SINKS) != 0u {
-        // Far above the scores it leaves nothing of them; it must stay finite.
-        sum += exp2(min(sinks[head] * 1.44269504 - base, 100.0));
+        // Far above the scores it leaves nothing of them; a number must stay finite.
+        let sink = sinks[head] * 1.44269504 - base;
+        let is_nan = (bitcast<u32>(sink) & 0x7fffffffu) > 0x7f800000u;
+        sum += select(exp2(min(sink, 100.0)), sink, is_nan);
     }
     factors[place.tile_row] = power_of_two(value_exponent) / sum;
     finish_all(place);

@@ -193,7 +193,7 @@ impl Splits {
 
     /// Whether heads that are split by the rule may be split so.
     pub(crate) fn fits(&self, shape: &Shape) -> bool {
-        (2..=splits(shape)).contains(&self.n) && self.most_whole > 0
+        (2..=splits(shape)).contains(&self.n) && (1..usize::MAX).contains(&self.most_whole)
     }
 }
 

@@ -34,7 +34,8 @@ fn score(row: u32, slot: u32, highest: f32, total: f32) -> f32 {
     let expert = expert_of(row, slot);
     let x = logits[row * p.stride + expert];
     if p.is_sigmoid == 1u {
-        return select(1.0 / (1.0 + exp(-max(x, -80.0))), 0.0, x < -80.0);
+        let value = select(1.0 / (1.0 + exp(-max(x, -80.0))), 0.0, x < -80.0);
+        return select(value, x, (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u); // max makes a number of it
     }
     return exp(x - highest) / total;
 }

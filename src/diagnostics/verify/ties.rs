@@ -7,6 +7,8 @@ use crate::plan::{ExpertGroups, Gating};
 /// What rounding may change of a score and of a sum with it, as a share of their magnitudes: at least ten times what
 /// sums and exponentials in f32 come to.
 const ROUNDING: f64 = 4e-6;
+/// Below this a device may take any score for zero: floats that are not normal, and sigmoids of less than -80.
+const LEAST: f64 = 2e-35;
 
 /// How experts are chosen by scores that are computed first; by logits alone nothing is rounded.
 pub(super) struct Scored<'a> {
@@ -56,7 +58,7 @@ impl Scored<'_> {
             .map(|(expert, score)| {
                 let bias = self.bias.map_or(0.0, |bias| f64::from(bias[expert]));
                 let value = score + bias;
-                let error = ROUNDING * (score + value.abs());
+                let error = ROUNDING * (score + value.abs()) + LEAST;
                 Value { value, error }
             })
             .collect();

@@ -21,21 +21,27 @@ fn sum_of_lanes(value: vec3<f32>, lane: u32, n_lanes: u32) -> vec3<f32> {
     return sum;
 }
 
+// What clamp would make a number of; comparisons may not tell.
+fn is_no_number(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+
 // exp of what is not positive: never too small for a normal float, but zero.
 fn decay_of(x: f32) -> f32 {
-    return select(exp(clamp(x, -80.0, 80.0)), 0.0, x < -80.0);
+    let value = select(exp(clamp(x, -80.0, 80.0)), 0.0, x < -80.0);
+    return select(value, x, is_no_number(x));
 }
 
 fn logistic(x: f32) -> f32 {
-    return select(1.0 / (1.0 + exp(-clamp(x, -80.0, 80.0))), 0.0, x < -80.0);
+    let value = select(1.0 / (1.0 + exp(-clamp(x, -80.0, 80.0))), 0.0, x < -80.0);
+    return select(value, x, is_no_number(x));
 }
 
-// log(1 + exp(x)); what is not a number stays so, which comparisons may not tell.
+// log(1 + exp(x)).
 fn softplus(x: f32) -> f32 {
     let e = exp(clamp(x, -80.0, 20.0));
     let small = e * (1.0 - e * (0.5 - e * (0.33333333 - e * 0.25)));
     let value = select(select(log(1.0 + e), small, x < -4.0), 0.0, x < -80.0);
-    let is_nan = (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
-    return select(value, x, x > 20.0 || is_nan);
+    return select(value, x, x > 20.0 || is_no_number(x));
 }
 

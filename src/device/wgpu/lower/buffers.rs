@@ -62,11 +62,18 @@ impl SessionBuffers {
         let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
         let activation = |(index, buffer): (usize, &crate::plan::Buffer)| {
             let rows = plan.max_rows_of(BufferId(index));
-            create(
-                &buffer.name,
-                (rows * row_stride(buffer.width) * 4) as u64,
-                storage,
-            )
+            // The last unit of a head may end behind the last row (`head_matvec`).
+            let of_heads = |step: &Step| match step.op {
+                Op::HeadMatMul { src, .. } => src == BufferId(index),
+                _ => false,
+            };
+            let more = if plan.steps.iter().any(of_heads) {
+                32
+            } else {
+                0
+            };
+            let len = rows * row_stride(buffer.width) + more;
+            create(&buffer.name, len as u64 * 4, storage)
         };
         let cache = |layer: usize| -> Result<[Buffer; 2]> {
             // A layer without attention keeps none.

@@ -327,7 +327,7 @@ impl<'a> Lowering<'a> {
             few(Heads::whole(&shape), 1, 0..=most_whole),
         ];
         if n_splits > 1 {
-            let visible = most_whole + 1..=usize::MAX;
+            let visible = most_whole.saturating_add(1)..=usize::MAX;
             let split = few(Heads::shared(&shape), n_splits, visible.clone());
             let params = attention_few::Params::new(&shape, n_splits, int8.is_some());
             let storage = vec![whole(partials), of(dst), int8_binding, sinks.clone()];

@@ -64,23 +64,25 @@ pub(in crate::device::wgpu) fn tune(
             again,
             may_float: options.may_float,
         };
+        let before = tuning.models.get(&key).filter(|_| !again).cloned();
+        let kept = tuning.clone();
         let model = measure(shared, plan, kv, &mut tuning, &how);
         shared.rope_tables().clear();
         time = started.elapsed();
-        match model {
-            Ok(mut model) => {
-                let before = tuning.models.get(&key).filter(|_| !again);
-                model.n_starts = 1 + before.map_or(0, |before| before.n_starts);
-                tuning.models.insert(key.clone(), model);
-                if let Some(file) = &file {
-                    file.write(&tuning);
-                }
-            }
+        let mut model = match model {
+            Ok(model) => model,
             Err(error) => {
                 shared.context.check()?;
                 log::warn!("not tuned: {error}");
-                return Ok(None);
+                // What earlier starts found still holds.
+                tuning = kept;
+                before.clone().unwrap_or_default()
             }
+        };
+        model.n_starts = 1 + before.map_or(0, |before| before.n_starts);
+        tuning.models.insert(key.clone(), model);
+        if let Some(file) = &file {
+            file.write(&tuning);
         }
         log::info!("tuned in {:.2} s", time.as_secs_f64());
     }

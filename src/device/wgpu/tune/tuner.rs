@@ -282,15 +282,27 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Microseconds of one use of the dispatches that a batch needs, each step's counted by itself: of so many uses
-    /// one behind the other.
+    /// Microseconds of one step of the dispatches that a batch needs: the mean of so many uses one behind the other.
     pub(super) fn time(
+        &self,
+        probe: &Probe<'_>,
+        dispatches: &[Dispatch],
+        rows: Rows,
+        n_uses: usize,
+    ) -> Result<f64> {
+        let (time, n_steps) = self.time_all(probe, dispatches, rows, n_uses)?;
+        Ok(time / n_steps.max(1) as f64)
+    }
+
+    /// Microseconds of one use of all of them, and how many steps that is: as many as the dispatches stand for, which
+    /// fusion makes fewer of.
+    pub(super) fn time_all(
         &self,
         probe: &Probe<'_>,
         dispatches: &[Dispatch],
         Rows { n_rows, n_visible }: Rows,
         n_uses: usize,
-    ) -> Result<f64> {
+    ) -> Result<(f64, usize)> {
         let mut needed: Vec<timestamps::Sized<'_>> = Vec::new();
         let mut steps = BTreeSet::new();
         for dispatch in dispatches {
@@ -311,8 +323,8 @@ impl Tuner<'_> {
             true => timestamps::time_all(context, &all)?,
             false => timestamps::time_by_host(context, &all)?,
         };
-        let n_steps = (n_uses * steps.len()).max(1);
-        Ok(time.as_secs_f64() * 1e6 / n_steps as f64)
+        let micros = time.as_secs_f64() * 1e6 / n_uses.max(1) as f64;
+        Ok((micros, steps.len()))
     }
 }
 
