@@ -220,7 +220,7 @@ fn loads_on_the_gpu_leave_memory_as_it_was() {
         DeviceKind::SoftwareGpu => N_SOFTWARE_LOADS,
         _ => N_CYCLES,
     };
-    let growth = grow(n_loads / 2, n_loads, || {
+    let growth = grow(N_SOFTWARE_LOADS / 2, n_loads, || {
         generate(&engine(device.clone()));
     });
     assert!(
