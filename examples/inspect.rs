@@ -324,7 +324,6 @@ fn op_name(op: &Op) -> &'static str {
         Op::DeltaRule { .. } => "delta_rule",
         Op::GroupNorm { .. } => "group_norm",
         Op::TakeColumns { .. } => "take_columns",
-        Op::Columns { .. } => "columns",
         Op::Add { .. } => "add",
         Op::SelectOutputs { .. } => "select_outputs",
     }

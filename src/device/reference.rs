@@ -430,10 +430,6 @@ impl ReferenceExecutor {
                 ..
             } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
             Op::Add { a, b, .. } => kernels::add::twin(buffer(a), buffer(b), out),
-            Op::Columns { src, first, dst } => {
-                let widths = [src, dst].map(|id| self.plan.buffer(id).width);
-                kernels::columns::twin(buffer(src), widths, first, out);
-            }
             Op::SelectOutputs { src, .. } => kernels::select_outputs::twin(buffer(src), out),
         }
     }

@@ -183,7 +183,6 @@ impl Cost {
             | Op::WeighSlots { .. }
             | Op::WeightedSum { .. }
             | Op::Add { .. }
-            | Op::Columns { .. }
             | Op::SelectOutputs { .. } => Cost::default(),
         }
     }

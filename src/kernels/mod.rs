@@ -11,7 +11,6 @@ pub(crate) mod attention_few;
 pub(crate) mod attention_merge;
 pub(crate) mod causal_conv;
 pub(crate) mod choose_experts;
-pub(crate) mod columns;
 mod constants;
 pub(crate) mod delta_rule;
 pub(crate) mod embed;
@@ -221,7 +220,7 @@ impl Variant {
 
 /// Every kernel of the crate.
 #[cfg(test)]
-pub(crate) const ALL: [&Kernel; 39] = [
+pub(crate) const ALL: [&Kernel; 38] = [
     &add::KERNEL,
     &attention::KERNEL,
     &attention_coop::KERNEL,
@@ -229,7 +228,6 @@ pub(crate) const ALL: [&Kernel; 39] = [
     &attention_merge::KERNEL,
     &causal_conv::KERNEL,
     &choose_experts::KERNEL,
-    &columns::KERNEL,
     &delta_rule::KERNEL,
     &embed::KERNEL,
     &expert_gated::KERNEL,

@@ -423,10 +423,8 @@ impl<'a> PlanBuilder<'a> {
         first: usize,
         width: usize,
     ) -> BufferId {
-        let extent = self.buffers[src.0].extent;
-        let dst = self.buffer(name, width, extent);
-        self.push(name, Op::Columns { src, first, dst });
-        dst
+        let period = self.buffers[src.0].width;
+        self.take_columns(name, src, first, [width, period])
     }
 
     pub(crate) fn select_outputs(&mut self, name: &str, src: BufferId) -> BufferId {

@@ -264,12 +264,19 @@ fn mismatch(
         Op::CausalConv { .. }
         | Op::StateScan { .. }
         | Op::DeltaRule { .. }
-        | Op::GroupNorm { .. }
-        | Op::TakeColumns { .. } => recurrent::mismatch(plan, weights, op),
-        Op::Columns { src, first, dst } => {
-            let end = first.saturating_add(width(dst));
-            (end > width(src))
-                .then(|| format!("takes columns up to {end} of {}", width(src)))
+        | Op::GroupNorm { .. } => recurrent::mismatch(plan, weights, op),
+        Op::TakeColumns {
+            src,
+            first,
+            length,
+            period,
+            dst,
+        } => {
+            let is_inside = length > 0 && first.saturating_add(length) <= period;
+            (!is_inside)
+                .then(|| format!("takes {length} columns from {first} on, of {period}"))
+                .or_else(|| unequal("partial group", width(src) % period, 0))
+                .or_else(|| unequal("width", width(dst), width(src) / period * length))
                 .or_else(|| same_rows(src, dst))
         }
         Op::SelectOutputs { src, dst } => unequal("width", width(dst), width(src))

@@ -467,15 +467,6 @@ pub enum Op {
         /// `[n_rows, width]`.
         dst: BufferId,
     },
-    /// A part of each row: `dst[row] = src[row, first..first + width]`.
-    Columns {
-        /// `[n_rows, ..]`.
-        src: BufferId,
-        /// The first column.
-        first: usize,
-        /// `[n_rows, width]`.
-        dst: BufferId,
-    },
     /// Keeps the rows whose logits are wanted: the last `n_outputs` of the batch.
     SelectOutputs {
         /// `[n_rows, width]`.
@@ -509,7 +500,6 @@ impl Op {
             | Op::GroupNorm { dst, .. }
             | Op::TakeColumns { dst, .. }
             | Op::Add { dst, .. }
-            | Op::Columns { dst, .. }
             | Op::SelectOutputs { dst, .. } => Some(dst),
             Op::StoreKv { .. } => None,
         }
@@ -528,7 +518,6 @@ impl Op {
             | Op::MatMul { src, .. }
             | Op::HeadMatMul { src, .. }
             | Op::Rope { src, .. }
-            | Op::Columns { src, .. }
             | Op::SelectOutputs { src, .. } => vec![src],
             Op::StoreKv { k, v, .. } => vec![k, v],
             Op::Attention { q, .. } => vec![q],

@@ -158,21 +158,6 @@ pub(super) fn mismatch(plan: &Plan, weights: &Weights, op: &Op) -> Option<String
             .or_else(|| unequal("partial group", width(src) % group, 0))
             .or_else(|| of_tokens(src))
             .or_else(|| of_tokens(dst)),
-        Op::TakeColumns {
-            src,
-            first,
-            length,
-            period,
-            dst,
-        } => {
-            let is_inside = length > 0 && first + length <= period;
-            (!is_inside)
-                .then(|| format!("takes {length} columns from {first} on, of {period}"))
-                .or_else(|| unequal("partial group", width(src) % period, 0))
-                .or_else(|| unequal("width", width(dst), width(src) / period * length))
-                .or_else(|| of_tokens(src))
-                .or_else(|| of_tokens(dst))
-        }
         _ => None,
     }
 }

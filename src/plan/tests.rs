@@ -192,20 +192,22 @@ fn norm_is_refused_in_other_widths_and_rows() {
 #[test]
 fn columns_are_refused_beyond_the_row_and_in_other_rows() {
     let columns = |first, width, extent| {
-        move |case: &mut Case| Op::Columns {
+        move |case: &mut Case| Op::TakeColumns {
             src: case.written_by("blk.0.ffn_inp"),
             first,
+            length: width,
+            period: 64,
             dst: case.new_buffer(width, extent),
         }
     };
     let step = "blk.0.ffn_norm";
     assert_refused(
         step,
-        "takes columns up to 65 of 64",
+        "takes 32 columns from 33 on, of 64",
         columns(33, 32, Tokens),
     );
     let far = columns(usize::MAX, 1, Tokens);
-    assert_refused(step, "takes columns up to", far);
+    assert_refused(step, "takes 1 columns from", far);
     assert_refused(step, MIXED, columns(0, 32, Outputs));
 }
 

@@ -1,6 +1,7 @@
 //! The small ops: norms, rotations, activations and sums.
 
 use super::simd::{RowCells, Rows, Simd};
+use crate::kernels::take_columns;
 use crate::plan::{Activation, Function, RopePairing, RopeTable};
 use rayon::prelude::*;
 use std::f32::consts::PI;
@@ -52,15 +53,15 @@ pub(super) fn rms_norm(
     });
 }
 
-/// Columns `first..first + width` of each row of `src`, `[n_rows, src_width]`.
-pub(super) fn columns(
+/// As `kernels::take_columns::twin`, of rows of `src_width` elements.
+pub(super) fn take_columns(
     width: usize,
     (src, src_width): (&[f32], usize),
-    first: usize,
+    (first, of_group): (usize, [usize; 2]),
     dst: &mut [f32],
 ) {
     for_rows(dst, width, |row, dst| {
-        dst.copy_from_slice(&src[row * src_width + first..][..width]);
+        take_columns::twin(&src[row * src_width..][..src_width], first, of_group, dst);
     });
 }
 

@@ -342,12 +342,12 @@ impl CpuExecutor {
                 length,
                 period,
                 ..
-            } => kernels::take_columns::twin(buffer(src), first, [length, period], out),
-            Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
-            Op::Columns { src, first, .. } => {
+            } => {
                 let src_width = self.plan.buffer(src).width;
-                elementwise::columns(width, (buffer(src), src_width), first, out);
+                let of_group = (first, [length, period]);
+                elementwise::take_columns(width, (buffer(src), src_width), of_group, out);
             }
+            Op::Add { a, b, .. } => elementwise::add(width, buffer(a), buffer(b), out),
             Op::SelectOutputs { src, .. } => {
                 let src = buffer(src);
                 out.copy_from_slice(&src[src.len() - out.len()..]);

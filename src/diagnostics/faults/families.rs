@@ -58,8 +58,8 @@ pub(super) fn faults() -> Vec<Fault> {
         },
         edited(
             "the input of another layer",
-            ["gemma4-e2b", "columns"],
-            ["p.first + column", "column"],
+            ["gemma4-e2b", "take_columns"],
+            ["p.period + p.first + column", "p.period + column"],
             "blk.1.inp_of_layer",
         ),
         edited(

@@ -10,7 +10,6 @@ use crate::plan::Op;
 pub(super) fn tolerance(op: &Op, is_f16: bool) -> f32 {
     match op {
         Op::Add { .. }
-        | Op::Columns { .. }
         | Op::SelectOutputs { .. }
         | Op::StoreKv { .. }
         | Op::TakeColumns { .. }

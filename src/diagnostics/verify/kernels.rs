@@ -255,11 +255,11 @@ fn kind(verified: &Verified, part: &Range<usize>) -> String {
             first,
             length,
             period,
+            dst,
             ..
-        } => format!("{first} {length} {period}"),
-        Op::Columns { src, first, dst } => {
-            let [from, to] = [src, dst].map(|id| plan.buffer(id).width);
-            format!("{first} {from} {to} {:?}", plan.buffer(dst).extent)
+        } => {
+            let to = plan.buffer(dst);
+            format!("{first} {length} {period} {} {:?}", to.width, to.extent)
         }
         Op::Add { .. } | Op::SelectOutputs { .. } => String::new(),
     };

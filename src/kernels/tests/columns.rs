@@ -6,7 +6,7 @@ use super::{
 use crate::device::wgpu::context::Context;
 use crate::gguf::WeightType;
 use crate::kernels::repack::Shard;
-use crate::kernels::{BatchParams, Kernel, Variant, columns, embed, row_stride};
+use crate::kernels::{BatchParams, Kernel, Variant, embed, row_stride, take_columns};
 
 fn batch(n_rows: usize) -> BatchParams {
     BatchParams {
@@ -17,47 +17,52 @@ fn batch(n_rows: usize) -> BatchParams {
     }
 }
 
-/// Whether `width` of `from` columns from the `first` on are those of the twin.
+/// Whether of each `period` columns `length` from the `first` on are those of the twin.
 fn is_right(
     context: &Context,
     kernel: &Kernel,
-    n_rows: usize,
-    [from, first, width]: [usize; 3],
+    [n_rows, n_groups]: [usize; 2],
+    [period, first, length]: [usize; 3],
 ) -> bool {
+    let [from, width] = [period, length].map(|columns| n_groups * columns);
     let src = Values::Random.fill(&mut Random::new(from as u64), n_rows * from);
     let mut want = vec![0.0; n_rows * width];
-    columns::twin(&src, [from, width], first, &mut want);
-    let params = columns::Params::new([from, width], first);
+    take_columns::twin(&src, first, [length, period], &mut want);
+    let params = take_columns::Params::new([from, width], first, [length, period]);
     let buffers = run_kernel(
         context,
         kernel,
         &Variant::PLAIN,
         batch(n_rows),
         bytemuck::bytes_of(&params),
-        columns::grid(&params, n_rows),
+        take_columns::grid(&params, n_rows),
         &[&padded(&src, from), &unwritten(n_rows, width)],
     );
     let got = unpadded(buffers.last().unwrap(), width);
     first_difference(&got, &want, |_| 0.0).is_none()
 }
 
-const CASES: [(usize, [usize; 3]); 8] = [
-    (1, [1, 0, 1]),
-    (3, [2, 1, 1]),
-    (2, [96, 48, 48]),
-    (5, [127, 0, 64]),
-    (2, [129, 66, 63]),
-    (4, [257, 128, 129]),
-    (3, [48, 24, 24]),
-    (1, [8960, 8704, 256]),
+/// Rows and groups of a row; the columns of a group, the first that is taken, and how many.
+const CASES: [([usize; 2], [usize; 3]); 11] = [
+    ([1, 1], [1, 0, 1]),
+    ([3, 1], [2, 1, 1]),
+    ([2, 1], [96, 48, 48]),
+    ([5, 1], [127, 0, 64]),
+    ([2, 1], [129, 66, 63]),
+    ([4, 1], [257, 128, 129]),
+    ([3, 1], [48, 24, 24]),
+    ([1, 1], [8960, 8704, 256]),
+    ([3, 4], [4, 2, 2]),
+    ([2, 2], [48, 24, 24]),
+    ([2, 33], [7, 1, 3]),
 ];
 
 #[test]
 fn columns_match_their_twin() {
     let Some(context) = gpu() else { return };
-    for (n_rows, shape) in CASES {
-        let right = is_right(context, &columns::KERNEL, n_rows, shape);
-        assert!(right, "{n_rows} rows, {shape:?}");
+    for (rows, shape) in CASES {
+        let right = is_right(context, &take_columns::KERNEL, rows, shape);
+        assert!(right, "{rows:?}, {shape:?}");
     }
 }
 
@@ -66,12 +71,14 @@ fn mistakes_in_columns_are_seen() {
     let Some(context) = gpu() else { return };
     for (from, to) in [
         ("p.first + column", "column"),
-        ("row * p.src_stride", "row * p.stride"),
+        ("column / p.length * p.period", "column"),
+        ("column % p.length", "column"),
+        (".z * p.src_stride", ".z * p.dst_stride"),
         ("column >= p.width", "column >= p.width - 1u"),
     ] {
-        let kernel = altered(&columns::KERNEL, &Variant::PLAIN, from, to);
+        let kernel = altered(&take_columns::KERNEL, &Variant::PLAIN, from, to);
         let mut cases = CASES.iter();
-        let is_seen = cases.any(|&(n_rows, shape)| !is_right(context, &kernel, n_rows, shape));
+        let is_seen = cases.any(|&(rows, shape)| !is_right(context, &kernel, rows, shape));
         assert!(is_seen, "`{from}` as `{to}`");
     }
 }

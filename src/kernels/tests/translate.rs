@@ -4,11 +4,11 @@ use super::{variants, warnings};
 use crate::kernels::matmul_coop::CooperativeMatrix;
 use crate::kernels::{
     ALL, Access, BatchParams, Constants, Kernel, Src, Variant, add, attention, attention_coop,
-    attention_few, causal_conv, choose_experts, columns, delta_rule, embed, expert_gated,
-    expert_matmul, expert_matvec, expert_tiles, expert_weights, f16_rows, gated_activation,
-    group_norm, head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec,
-    matvec_gated, matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel,
-    state_scan, store_kv, take_columns, weigh_slots, weighted_sum,
+    attention_few, causal_conv, choose_experts, delta_rule, embed, expert_gated, expert_matmul,
+    expert_matvec, expert_tiles, expert_weights, f16_rows, gated_activation, group_norm,
+    head_matvec, layer_norm, logit_maxima, map, matmul, matmul_coop, matvec, matvec_gated,
+    matvec_heads, quantize, rms_norm, rope, sample, select_outputs, sentinel, state_scan, store_kv,
+    take_columns, weigh_slots, weighted_sum,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -173,12 +173,6 @@ fn params_members(kernel: &Kernel) -> Members {
             scale,
             least_sum,
             has_factors
-        }),
-        "columns" => members!(columns::Params {
-            width,
-            stride,
-            src_stride,
-            first
         }),
         "weigh_slots" => members!(weigh_slots::Params {
             width,

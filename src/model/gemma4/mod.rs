@@ -254,7 +254,7 @@ mod tests {
         let plan = decoder_plan(&model, 8, 2).unwrap();
         for layer in 0..6 {
             let op = op(&plan, &format!("blk.{layer}.inp_of_layer"));
-            let Some(&Op::Columns { first, dst, .. }) = op else {
+            let Some(&Op::TakeColumns { first, dst, .. }) = op else {
                 panic!("{op:?}")
             };
             assert_eq!((first, plan.buffer(dst).width), (16 * layer, 16));

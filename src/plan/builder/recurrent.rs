@@ -146,7 +146,7 @@ impl PlanBuilder<'_> {
         [length, period]: [usize; 2],
     ) -> BufferId {
         let width = self.buffers[src.0].width / period * length;
-        let dst = self.buffer(name, width, Extent::Tokens);
+        let dst = self.buffer(name, width, self.buffers[src.0].extent);
         self.push(
             name,
             Op::TakeColumns {

@@ -211,11 +211,6 @@ impl<'a> Lowering<'a> {
                     grid,
                 )]
             }
-            Op::Columns { src, first, dst } => {
-                use kernels::columns::{KERNEL, Params, grid};
-                let params = Params::new([src, dst].map(|id| self.width(id)), first);
-                vec![self.plain(index, dst, &KERNEL, params, vec![of(src), of(dst)], grid)]
-            }
             Op::SelectOutputs { src, dst } => {
                 use kernels::select_outputs::{KERNEL, Params, grid};
                 let params = Params::new(self.width(dst));

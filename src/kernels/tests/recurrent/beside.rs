@@ -1,11 +1,11 @@
-//! Norms of groups with weights of their own, and columns that are taken out of rows.
+//! Norms of groups with weights of their own.
 
 use super::super::{
     Random, Values, altered, assert_close, first_difference, gpu, padded, run_kernel, unpadded,
     unwritten, variants,
 };
 use super::batch;
-use crate::kernels::{Kernel, group_norm, take_columns};
+use crate::kernels::{Kernel, group_norm};
 
 /// Of each result. Seen on lavapipe: 2.4e-7.
 const BOUND: f64 = 2e-6;
@@ -91,37 +91,5 @@ fn mistakes_in_group_norm_are_seen() {
             Some(false),
             "`{to}` for `{from}`"
         );
-    }
-}
-
-#[test]
-fn columns_are_those_of_each_group() {
-    let Some(context) = gpu() else { return };
-    let shapes = [
-        (1, 1, [0, 1, 1]),
-        (3, 4, [2, 2, 4]),
-        (2, 2, [24, 24, 48]),
-        (2, 33, [1, 3, 7]),
-    ];
-    for (seed, (n_rows, n_groups, [first, length, period])) in (1..).zip(shapes) {
-        let widths = [n_groups * period, n_groups * length];
-        let src = Values::Random.fill(&mut Random::new(seed), n_rows * widths[0]);
-        let mut want = vec![0.0; n_rows * widths[1]];
-        take_columns::twin(&src, first, [length, period], &mut want);
-        let row = widths[1] * (n_rows - 1);
-        assert_eq!(want[row], src[widths[0] * (n_rows - 1) + first]);
-        let params = take_columns::Params::new(widths, first, [length, period]);
-        let dst = run_kernel(
-            context,
-            &take_columns::KERNEL,
-            &variants(&take_columns::KERNEL, false)[0],
-            batch(n_rows, 0),
-            bytemuck::bytes_of(&params),
-            take_columns::grid(&params, n_rows),
-            &[&padded(&src, widths[0]), &unwritten(n_rows, widths[1])],
-        );
-        let got = unpadded(&dst[1], widths[1]);
-        let shape = (n_rows, n_groups, first, length, period);
-        assert_close("take_columns", seed, &shape, &got, &want, |_| 0.0);
     }
 }
